@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bring-up of the TDX module, from "every CPU can make SEAMCALLs" to "TDs can be created".
+//!
+//! [`run`] is the whole order in one place: read what the module is and can do, list memory, plan
+//! TDMRs, allocate PAMTs, hand all of it over (TDH.SYS.CONFIG), make the global key on every
+//! package (TDH.SYS.KEY.CONFIG), initialise the TDMRs (TDH.SYS.TDMR.INIT). A step that fails says
+//! why in the log and returns an errno; what was done before undoes itself by being dropped.
+//!
+//! Neighbours: the pure files plan and decode; [`crate::seamcall`] makes the calls.
+//!
+//! C it replaces: `init_tdx_module()` in `arch/x86/virt/vmx/tdx/tdx.c`.
+
+use core::fmt;
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::ffi::{
+    c_int,
+    c_void, //
+};
+use kernel::prelude::*;
+
+use crate::cpu;
+use crate::fields::TdxFeatures0;
+use crate::guards::{
+    MemHotplugRead,
+    PreemptDisabled, //
+};
+use crate::leaf::Leaf;
+use crate::log::fail;
+use crate::memlist::{
+    self,
+    Region, //
+};
+use crate::memory::{
+    self,
+    TdxMemory, //
+};
+use crate::metadata::TdmrCaps;
+use crate::pamt::{
+    self,
+    Pamt, //
+};
+use crate::pamt_alloc::{
+    ContigPages,
+    HandedPamts,
+    PageAllocator, //
+};
+use crate::partition::KeyId;
+use crate::range::PhysRange;
+use crate::reset;
+use crate::seamcall::{
+    self,
+    Args,
+    SeamcallError, //
+};
+use crate::status::SeamcallStatus;
+use crate::sysconfig::{
+    configure,
+    errno_of_plan,
+    TdmrInfos, //
+};
+use crate::sysinfo;
+use crate::tdmr::{
+    self,
+    Tdmr, //
+};
+
+/// How many calls of TDH.SYS.TDMR.INIT may pass without a visible step forward.
+///
+/// The module reports progress per GB and does a few MB in a call, so a few hundred are usual.
+const STALLED_CALLS: u32 = 1 << 20;
+
+/// All that bring-up leaves behind: what KVM asks for, and what the module works with.
+pub(crate) struct Ready {
+    /// The module's metadata, as C callers know it.
+    pub(crate) sysinfo: KBox<bindings::tdx_sys_info>,
+    /// What the module can do.
+    pub(crate) features: TdxFeatures0,
+    /// The memory that TDs can use.
+    pub(crate) memory: TdxMemory,
+    /// The module's own tables.
+    pub(crate) pamts: HandedPamts,
+}
+
+/// A stopwatch for the phases of bring-up.
+struct Stopwatch(u64);
+
+impl Stopwatch {
+    fn start() -> Self {
+        // SAFETY: Has no requirements.
+        Self(unsafe { bindings::tdx_glue_clock_ns() })
+    }
+
+    /// Time since the start, or since the last call.
+    fn lap(&mut self) -> Millis {
+        let now = Self::start().0;
+        let spent = now.saturating_sub(self.0);
+        self.0 = now;
+        Millis(spent)
+    }
+}
+
+/// Nanoseconds, shown as milliseconds with three decimals.
+pub(crate) struct Millis(u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0 / 1000;
+        write!(f, "{}.{:03} ms", micros / 1000, micros % 1000)
+    }
+}
+
+/// Brings the TDX module up. Every online CPU must be ready for SEAMCALLs. Task context, sleeps;
+/// takes about a second for each 512 GB of memory.
+///
+/// # Errors
+///
+/// The errno of the step that failed, after the log said what happened.
+pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready> {
+    let mut watch = Stopwatch::start();
+
+    let info = sysinfo::read()?;
+    let cmrs = sysinfo::read_cmrs();
+    info.features.check().map_err(|e| fail(e, EINVAL))?;
+    pr_info!("metadata read in {}\n", watch.lap());
+
+    let memory = memory::build_list(plugged).map_err(|e| fail(e, ENOMEM))?;
+    describe_memory(&memory, &cmrs);
+
+    let mut tdmrs = KVec::new();
+    tdmr::plan(memory.regions(), &info.tdmr.limits(), &mut tdmrs)
+        .map_err(|e| fail(e, errno_of_plan(&e)))?;
+    warn_if_few_left(tdmrs.len(), info.tdmr.max_tdmrs);
+    let pamts = allocate_pamts(&tdmrs, &info.tdmr)?;
+    let infos = TdmrInfos::new(&memory, &tdmrs, &pamts, &info.tdmr)?;
+    pr_info!(
+        "{} TDMRs planned, PAMTs allocated in {}\n",
+        tdmrs.len(),
+        watch.lap()
+    );
+
+    configure(&infos, global_keyid)?;
+    let pamts = HandedPamts::new(pamts);
+    configure_global_key()?;
+    pr_info!(
+        "TDMRs and global KeyID {global_keyid} configured in {}\n",
+        watch.lap()
+    );
+
+    for tdmr in &tdmrs {
+        init_tdmr(tdmr.range())?;
+    }
+    pr_info!("TDMRs initialized in {}\n", watch.lap());
+    pr_info!(
+        "{} KB allocated for PAMT\n",
+        pamt::total_kb(pamts.as_slice())
+    );
+
+    Ok(Ready {
+        sysinfo: sysinfo::to_c(&info)?,
+        features: info.features.tdx_features0,
+        memory,
+        pamts,
+    })
+}
+
+/// Logs CMRs and TDX memory, and names what lies outside every CMR.
+fn describe_memory(memory: &TdxMemory, cmrs: &[Region]) {
+    for cmr in cmrs {
+        pr_info!("CMR {}\n", cmr.bytes());
+    }
+    for region in memory.regions() {
+        pr_info!("TDX memory {}, node {}\n", region.bytes(), region.node());
+        if !cmrs.is_empty() && !memlist::covers(cmrs, region.frames()) {
+            pr_warn!(
+                "memory {} is not convertible (outside every CMR): the TDX module will refuse the configuration\n",
+                region.bytes()
+            );
+        }
+    }
+}
+
+fn warn_if_few_left(used: usize, max: u16) {
+    if usize::from(max).saturating_sub(used) < tdmr::FEW_TDMRS_LEFT {
+        pr_warn!("{used} of {max} TDMRs are used: a little more memory and TDX will not start\n");
+    }
+}
+
+/// Allocates the PAMTs of all TDMRs, and says where they are.
+fn allocate_pamts(tdmrs: &[Tdmr], caps: &TdmrCaps) -> Result<KVec<Pamt<ContigPages>>> {
+    let mut pamts = KVec::new();
+    pamt::allocate_all(tdmrs, &caps.pamt_entries(), &mut PageAllocator, &mut pamts).map_err(
+        |e| {
+            let errno = match e {
+                pamt::PamtError::ZeroEntrySize { .. } => EINVAL,
+                _ => ENOMEM,
+            };
+            fail(e, errno)
+        },
+    )?;
+    for (tdmr, pamt) in tdmrs.iter().zip(&pamts) {
+        pr_info!(
+            "TDMR {}, node {}: PAMT {}, {} KB\n",
+            tdmr.range(),
+            tdmr.node(),
+            pamt.range(),
+            pamt.range().size() >> 10
+        );
+    }
+    Ok(pamts)
+}
+
+/// One package's share of making the global key; runs on a CPU of that package.
+struct KeyConfig {
+    package: u32,
+    result: Result<(), Option<SeamcallError>>,
+}
+
+/// Makes the global key on the package of this CPU. Task context on a pinned worker.
+unsafe extern "C" fn configure_key_here(arg: *mut c_void) -> c_int {
+    // SAFETY: `configure_global_key` passes a `KeyConfig` of its own and waits.
+    let job = unsafe { &mut *arg.cast::<KeyConfig>() };
+    // The worker leaves its CPU only when that goes offline.
+    let here = cpu::this_package(&PreemptDisabled::new());
+    job.result = if here == job.package {
+        // KEY_CONFIGURED, a success with information, is as good as configuring it now.
+        seamcall::call_patiently(Leaf::TDH_SYS_KEY_CONFIG, Args::default())
+            .map(|_| ())
+            .map_err(Some)
+    } else {
+        Err(None)
+    };
+    0
+}
+
+/// Makes the global key on every package that has an online CPU, one after the other.
+///
+/// PAMT memory was last written by the kernel, with KeyID 0: the caches are flushed before the
+/// module first writes it with its own key, since caches are not coherent across KeyIDs.
+fn configure_global_key() -> Result {
+    // The flush is for the module here; later conversions flush for themselves.
+    let _ = reset::flush_all_cpus();
+    for (cpu, package) in cpu::one_cpu_per_package() {
+        let mut job = KeyConfig {
+            package,
+            result: Err(None),
+        };
+        // SAFETY: The function gets the only pointer to `job`, which lives until the call returns.
+        to_result(unsafe {
+            bindings::smp_call_on_cpu(cpu, Some(configure_key_here), (&raw mut job).cast(), true)
+        })
+        .map_err(|e| fail(fmt!("CPU {cpu} went offline during initialization"), e))?;
+        job.result.map_err(|e| match e {
+            Some(e) => {
+                pr_err!("package {package}, CPU {cpu}:\n");
+                e.report("making the global key")
+            }
+            None => fail(fmt!("CPU {cpu} went offline during initialization"), EAGAIN),
+        })?;
+    }
+    Ok(())
+}
+
+/// Initialises one TDMR, a few MB of it in each call.
+fn init_tdmr(tdmr: PhysRange) -> Result {
+    let args = Args {
+        rcx: tdmr.start().get(),
+        ..Args::default()
+    };
+    let mut next = tdmr.start().get();
+    let mut stalled = 0;
+    while next < tdmr.end().get() {
+        let reply = seamcall::call_patiently(Leaf::TDH_SYS_TDMR_INIT, args).map_err(|e| {
+            pr_err!("TDMR {tdmr}, at {next:#x}:\n");
+            e.report("initializing TDX memory")
+        })?;
+        if reply.status.is(SeamcallStatus::TDMR_ALREADY_INITIALIZED) {
+            break;
+        }
+        // RDX says up to where, in whole GB, the TDMR is done.
+        if reply.out.rdx > next {
+            next = reply.out.rdx;
+            stalled = 0;
+        } else if stalled < STALLED_CALLS {
+            stalled += 1;
+        } else {
+            let why = fmt!("the TDX module does not get beyond {next:#x} of TDMR {tdmr}");
+            return Err(fail(why, EIO));
+        }
+        // SAFETY: Called in task context, with preemption enabled.
+        unsafe { bindings::tdx_glue_cond_resched() };
+    }
+    Ok(())
+}
