@@ -84,16 +84,17 @@ pub(crate) struct Ready {
 }
 
 /// A stopwatch for the phases of bring-up.
-struct Stopwatch(u64);
+pub(crate) struct Stopwatch(u64);
 
 impl Stopwatch {
-    fn start() -> Self {
+    /// Starts it. Any context.
+    pub(crate) fn start() -> Self {
         // SAFETY: Has no requirements.
         Self(unsafe { bindings::tdx_glue_clock_ns() })
     }
 
     /// Time since the start, or since the last call.
-    fn lap(&mut self) -> Millis {
+    pub(crate) fn lap(&mut self) -> Millis {
         let now = Self::start().0;
         let spent = now.saturating_sub(self.0);
         self.0 = now;
@@ -135,7 +136,7 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
     let pamts = allocate_pamts(&tdmrs, &info.tdmr)?;
     let infos = TdmrInfos::new(&memory, &tdmrs, &pamts, &info.tdmr)?;
     pr_info!(
-        "{} TDMRs planned, PAMTs allocated in {}\n",
+        "TDMRs planned: {}, PAMTs allocated, in {}\n",
         tdmrs.len(),
         watch.lap()
     );
@@ -218,8 +219,12 @@ struct KeyConfig {
 }
 
 /// Makes the global key on the package of this CPU. Task context on a pinned worker.
+///
+/// # Safety
+///
+/// `arg` points to a [`KeyConfig`] that nobody else uses during the call.
 unsafe extern "C" fn configure_key_here(arg: *mut c_void) -> c_int {
-    // SAFETY: `configure_global_key` passes a `KeyConfig` of its own and waits.
+    // SAFETY: Promised by the caller.
     let job = unsafe { &mut *arg.cast::<KeyConfig>() };
     // The worker leaves its CPU only when that goes offline.
     let here = cpu::this_package(&PreemptDisabled::new());

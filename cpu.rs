@@ -38,8 +38,8 @@ use crate::seamcall::{
 global_lock! {
     // SAFETY: `init_lock` runs before any other function of this file can be reached.
     //
-    // Whether TDH.SYS.INIT has succeeded since boot (or since the last TDX module update).
-    unsafe(uninit) static SYS_INIT_DONE: SpinLock<bool> = false;
+    // Whether TDH.SYS.INIT has succeeded since boot.
+    unsafe(uninit) static SYS_INIT_DONE: Mutex<bool> = false;
 }
 
 /// Prepares the lock of this file.
@@ -59,39 +59,25 @@ fn init_module_once() -> Result {
     let mut done = SYS_INIT_DONE.lock();
     if !*done {
         // RCX holds attributes, all of them reserved.
-        seamcall::call(Leaf::TDH_SYS_INIT, Args::default()).map_err(|e| e.report("starting it"))?;
+        seamcall::call(Leaf::TDH_SYS_INIT, Args::default())
+            .map_err(|e| e.report("starting the TDX module"))?;
         *done = true;
     }
     Ok(())
 }
 
-/// Makes this CPU ready for SEAMCALLs.
+/// Makes this CPU ready for SEAMCALLs. VMX must be on, and the task bound to the CPU.
 fn init_this_cpu() -> Result {
-    let preempt = PreemptDisabled::new();
-    // SAFETY: Reads a variable of this CPU; the guard keeps the task on it.
+    // SAFETY: Reads a variable of this CPU, which the task cannot leave.
     if unsafe { bindings::tdx_glue_lp_initialized() } {
         return Ok(());
     }
     init_module_once()?;
     seamcall::call(Leaf::TDH_SYS_LP_INIT, Args::default())
-        .map_err(|e| e.report("preparing a CPU for it"))?;
+        .map_err(|e| e.report("preparing a CPU for SEAMCALLs"))?;
     // SAFETY: As above.
     unsafe { bindings::tdx_glue_set_lp_initialized(true) };
-    drop(preempt);
     Ok(())
-}
-
-/// Makes this CPU ready for SEAMCALLs: for callers in C that bring a CPU back themselves.
-///
-/// Returns 0 or an errno, after a line in the log. VMX must be on. Task context; the caller keeps
-/// the task on its CPU.
-///
-/// # Safety
-///
-/// None beyond being called by C.
-#[export]
-pub unsafe extern "C" fn tdx_cpu_enable() -> c_int {
-    from_result(|| init_this_cpu().map(|()| 0))
 }
 
 /// Enters VMX operation on this CPU, or adds a user to it.
@@ -115,8 +101,8 @@ unsafe fn vmx_put() {
     unsafe { bindings::tdx_glue_vmx_put() };
 }
 
-/// CPU hotplug: this CPU has come online. Runs on it, may sleep.
-unsafe extern "C" fn online(_cpu: c_uint) -> c_int {
+/// CPU hotplug: this CPU has come online. Runs on it, in a thread bound to it; may sleep.
+extern "C" fn online(_cpu: c_uint) -> c_int {
     from_result(|| {
         vmx_get()?;
         init_this_cpu()
@@ -156,7 +142,7 @@ pub(crate) fn one_cpu_per_package() -> impl Iterator<Item = (u32, u32)> {
 /// CPU hotplug: this CPU is about to go offline. Runs on it, may sleep.
 ///
 /// While TDs exist the last CPU of a package stays: keys of TDs are freed package by package.
-unsafe extern "C" fn offline(cpu: c_uint) -> c_int {
+extern "C" fn offline(cpu: c_uint) -> c_int {
     let alone = || !online_cpus().any(|other| other != cpu && package(other) == package(cpu));
     if crate::keyid::any_in_use() && alone() {
         pr_warn!(
@@ -216,22 +202,22 @@ impl Drop for CpuReadiness {
 }
 
 /// Suspend, on the last CPU, interrupts off: VMX must be off before firmware takes over.
-unsafe extern "C" fn suspend(_data: *mut c_void) -> c_int {
+extern "C" fn suspend(_data: *mut c_void) -> c_int {
     // SAFETY: `online` has taken a reference on this CPU; `resume` takes it again.
     unsafe { vmx_put() };
     0
 }
 
 /// Resume, on the same CPU, interrupts off. The other CPUs come back through [`online`].
-unsafe extern "C" fn resume(_data: *mut c_void) {
+extern "C" fn resume(_data: *mut c_void) {
     if vmx_get().is_err() {
         pr_err!("TDs cannot run on the boot CPU after resume\n");
     }
 }
 
 /// Reboot, power-off or kexec, in task context, all CPUs alive: no TDX activity from here on.
-unsafe extern "C" fn shutdown(_data: *mut c_void) {
-    unsafe extern "C" fn release(_info: *mut c_void) {
+extern "C" fn shutdown(_data: *mut c_void) {
+    extern "C" fn release(_info: *mut c_void) {
         release_this_cpu();
     }
     seamcall::disable_module();

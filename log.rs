@@ -7,6 +7,7 @@
 
 use kernel::prelude::*;
 
+use crate::fields::TdxFeatures0;
 use crate::metadata::MetadataError;
 use crate::seamcall::SeamcallError;
 
@@ -41,6 +42,22 @@ printable!(
     MetadataError<SeamcallError>,
     SeamcallError,
 );
+
+/// The names of the module's features, by bit number where they have none here.
+impl kernel::fmt::Display for TdxFeatures0 {
+    fn fmt(&self, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+        for bit in (0..u64::BITS).map(|n| TdxFeatures0::from_raw(1 << n)) {
+            if !self.contains(bit) {
+                continue;
+            }
+            match TdxFeatures0::BITS.iter().find(|(known, _)| *known == bit) {
+                Some((_, name)) => write!(f, " {name}")?,
+                None => write!(f, " bit-{}", bit.raw().trailing_zeros())?,
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Logs why bring-up cannot go on, and returns the errno. Any context that may print.
 pub(crate) fn fail(why: impl kernel::fmt::Display, errno: Error) -> Error {

@@ -72,6 +72,10 @@ mod hotplug {
     ///
     /// Without TDX, or before it is up, everything may come online: the list is built from all
     /// memory that is there then.
+    ///
+    /// # Safety
+    ///
+    /// `arg` points to a valid `struct memory_notify` if `action` is `MEM_GOING_ONLINE`.
     unsafe extern "C" fn notify(
         _nb: *mut bindings::notifier_block,
         action: c_ulong,
@@ -79,7 +83,7 @@ mod hotplug {
     ) -> c_int {
         let verdict = match crate::tdx_memory() {
             Some(list) if action == bindings::memory_block_state_MEM_GOING_ONLINE as c_ulong => {
-                // SAFETY: Memory hotplug passes a `memory_notify` that lives during the call.
+                // SAFETY: Promised by the caller, for this action.
                 let block = unsafe { &*arg.cast::<bindings::memory_notify>() };
                 judge(list, block.start_pfn as u64, block.nr_pages as u64)
             }

@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn every_tdmr_gets_its_pamt_and_the_total_is_in_kb() -> Result<(), PamtError> {
         let tdmrs = [tdmr(0, 2)?, tdmr(4, 130)?];
-        let placeholder = || Ok(Pamt::new(layout_of(1)?, chunk(0, layout_of(1)?.total())?)?);
+        let placeholder = || Pamt::new(layout_of(1)?, chunk(0, layout_of(1)?.total())?);
         let mut space: [Pamt<Chunk>; 2] = [placeholder()?, placeholder()?];
         let mut pamts = crate::store::SliceStore::new(&mut space);
         let mut allocator = Upwards { next: GB, left: 2 };

@@ -78,10 +78,7 @@ pub(crate) fn read() -> Result<KBox<SysInfo>> {
         Err(_) => pr_info!("Module version: {}\n", info.version),
     }
     info.features = Features::read(&mut SysRd).map_err(metadata_failure)?;
-    pr_info!(
-        "Module features: {:#x}\n",
-        info.features.tdx_features0.raw()
-    );
+    pr_info!("Module features:{}\n", info.features.tdx_features0);
     info.tdmr = TdmrCaps::read(&mut SysRd).map_err(metadata_failure)?;
     info.td_ctrl = TdCtrl::read(&mut SysRd).map_err(metadata_failure)?;
     info.td_conf.read(&mut SysRd).map_err(metadata_failure)?;

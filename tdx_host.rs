@@ -58,7 +58,10 @@ pub mod sysconfig;
 pub mod sysinfo;
 pub mod tdmr;
 
-use bringup::Ready;
+use bringup::{
+    Ready,
+    Stopwatch, //
+};
 use cpu::CpuReadiness;
 use guards::MemHotplugRead;
 use partition::{
@@ -235,7 +238,13 @@ fn check_processor() -> Result {
 /// which is held until the list of TDX memory is published.
 fn enable(keyids: &TdxKeyIds) -> Result {
     check_processor()?;
+    let mut watch = Stopwatch::start();
     let cpus = CpuReadiness::new()?;
+    pr_info!(
+        "online CPUs ready for TDX: {}, in {}\n",
+        cpu::online_cpus().count(),
+        watch.lap()
+    );
     {
         let plugged = MemHotplugRead::new();
         let ready = bringup::run(keyids.global(), &plugged)?;
