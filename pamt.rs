@@ -210,21 +210,6 @@ impl<M: PamtMemory> Pamt<M> {
             size: self.layout.size(level),
         }
     }
-
-    /// The layout of the chunk.
-    pub const fn layout(&self) -> &PamtLayout {
-        &self.layout
-    }
-
-    /// The memory itself.
-    pub const fn memory(&self) -> &M {
-        &self.memory
-    }
-
-    /// Gives up the tables and returns the memory.
-    pub fn into_memory(self) -> M {
-        self.memory
-    }
 }
 
 /// Base and size of one of the three tables.

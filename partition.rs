@@ -13,9 +13,6 @@
 
 use core::fmt;
 
-/// IA32_MKTME_KEYID_PARTITIONING: how many KeyIDs are for MKTME and how many for TDX.
-pub const MSR_IA32_MKTME_KEYID_PARTITIONING: u32 = 0x87;
-
 /// TDX needs a global KeyID and at least one for a guest.
 pub const MIN_TDX_KEYIDS: u32 = 2;
 

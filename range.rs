@@ -102,11 +102,6 @@ impl PhysAddr {
         }
     }
 
-    /// Bytes from `base` up to this address; `None` if `base` is higher.
-    pub const fn offset_from(self, base: PhysAddr) -> Option<u64> {
-        self.0.checked_sub(base.0)
-    }
-
     /// Whether the address is a multiple of `size`.
     pub const fn is_aligned(self, size: PageSize) -> bool {
         self.0 & size.mask() == 0

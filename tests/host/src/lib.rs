@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate std;
+
+#[path = "../../../abi.rs"]
+pub mod abi;
+#[path = "../../../explain.rs"]
+pub mod explain;
+#[path = "../../../fields.rs"]
+pub mod fields;
+#[path = "../../../leaf.rs"]
+pub mod leaf;
+#[path = "../../../memlist.rs"]
+pub mod memlist;
+#[path = "../../../metadata.rs"]
+pub mod metadata;
+#[path = "../../../pamt.rs"]
+pub mod pamt;
+#[path = "../../../partition.rs"]
+pub mod partition;
+#[path = "../../../range.rs"]
+pub mod range;
+#[path = "../../../status.rs"]
+pub mod status;
+#[path = "../../../store.rs"]
+pub mod store;
+#[path = "../../../tdmr.rs"]
+pub mod tdmr;
+
+pub mod c_rules;
+pub mod host;
+pub mod interval;
+pub mod memory_map;
+pub mod sys_config;
