@@ -257,10 +257,9 @@ fn configure_global_key() -> Result {
         })
         .map_err(|e| fail(fmt!("CPU {cpu} went offline during initialization"), e))?;
         job.result.map_err(|e| match e {
-            Some(e) => {
-                pr_err!("package {package}, CPU {cpu}:\n");
-                e.report("making the global key")
-            }
+            Some(e) => e.report(fmt!(
+                "making the global key on package {package}, CPU {cpu}"
+            )),
             None => fail(fmt!("CPU {cpu} went offline during initialization"), EAGAIN),
         })?;
     }
@@ -276,10 +275,8 @@ fn init_tdmr(tdmr: PhysRange) -> Result {
     let mut next = tdmr.start().get();
     let mut stalled = 0;
     while next < tdmr.end().get() {
-        let reply = seamcall::call_patiently(Leaf::TDH_SYS_TDMR_INIT, args).map_err(|e| {
-            pr_err!("TDMR {tdmr}, at {next:#x}:\n");
-            e.report("initializing TDX memory")
-        })?;
+        let reply = seamcall::call_patiently(Leaf::TDH_SYS_TDMR_INIT, args)
+            .map_err(|e| e.report(fmt!("initializing TDMR {tdmr}, at {next:#x}")))?;
         if reply.status.is(SeamcallStatus::TDMR_ALREADY_INITIALIZED) {
             break;
         }

@@ -105,10 +105,9 @@ unsafe fn vmx_put() {
 extern "C" fn online(_cpu: c_uint) -> c_int {
     from_result(|| {
         vmx_get()?;
-        init_this_cpu()
-            // SAFETY: Balances the `vmx_get` above.
-            .inspect_err(|_| unsafe { vmx_put() })
-            .map(|()| 0)
+        // The TDX module may have refused, but it ran.
+        init_this_cpu().inspect_err(|_| release_this_cpu())?;
+        Ok(0)
     })
 }
 
@@ -160,7 +159,7 @@ extern "C" fn offline(cpu: c_uint) -> c_int {
 fn release_this_cpu() {
     let preempt = PreemptDisabled::new();
     seamcall::flush_this_cpu(&preempt);
-    // SAFETY: `online` has taken a reference on this CPU; nobody else gives it back.
+    // SAFETY: `online` has taken a reference on this CPU, and calls this for it at most once.
     unsafe { vmx_put() };
 }
 

@@ -121,7 +121,7 @@ impl SeamcallError {
     }
 
     /// Says in the log what happened while doing `what`, and returns the errno. Any context.
-    pub(crate) fn report(&self, what: &str) -> Error {
+    pub(crate) fn report(&self, what: impl kernel::fmt::Display) -> Error {
         let errno = self.errno();
         pr_err!(
             "{} failed while {what}: {self} ({})\n",

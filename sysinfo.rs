@@ -55,10 +55,7 @@ impl FieldReader for SysRd {
 /// Errors of reading metadata, as the log and the caller want them.
 fn metadata_failure(error: MetadataError<SeamcallError>) -> Error {
     match error {
-        MetadataError::Read { field, error } => {
-            pr_err!("metadata field {field} cannot be read\n");
-            error.report("reading metadata")
-        }
+        MetadataError::Read { field, error } => error.report(fmt!("reading {field}")),
         other => fail(other, EINVAL),
     }
 }
