@@ -78,7 +78,7 @@ impl fmt::Display for PamtError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PamtError::ZeroEntrySize { level } => {
-                write!(f, "the TDX module reports PAMT entries of 0 bytes for {level:?}")
+                write!(f, "the TDX module reports PAMT entries of 0 bytes for {level} pages")
             }
             PamtError::NoMemory { tdmr, bytes, node } => write!(
                 f,

@@ -65,6 +65,17 @@ impl PageSize {
     }
 }
 
+/// As users read it: `2 MB`.
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PageSize::Size4K => "4 KB",
+            PageSize::Size2M => "2 MB",
+            PageSize::Size1G => "1 GB",
+        })
+    }
+}
+
 /// A physical address in bytes, without KeyID bits.
 ///
 /// # Invariants
