@@ -59,7 +59,7 @@ fn init_module_once() -> Result {
     let mut done = SYS_INIT_DONE.lock();
     if !*done {
         // RCX holds attributes, all of them reserved.
-        seamcall::call(Leaf::TDH_SYS_INIT, Args::default())
+        seamcall::call_patiently(Leaf::TDH_SYS_INIT, Args::default())
             .map_err(|e| e.report("starting the TDX module"))?;
         *done = true;
     }
@@ -73,7 +73,7 @@ fn init_this_cpu() -> Result {
         return Ok(());
     }
     init_module_once()?;
-    seamcall::call(Leaf::TDH_SYS_LP_INIT, Args::default())
+    seamcall::call_patiently(Leaf::TDH_SYS_LP_INIT, Args::default())
         .map_err(|e| e.report("preparing a CPU for SEAMCALLs"))?;
     // SAFETY: As above.
     unsafe { bindings::tdx_glue_set_lp_initialized(true) };
