@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Everything the module remembers between calls: [`State`] and its parts.
+//!
+//! One mutex in [`Module`](crate::Module) protects it. It is held for moments only and never while
+//! the platform is called; what keeps two leaves apart are the module's own locks in `locks.rs`.
+
+use std::collections::BTreeMap;
+
+use crate::addr::KeyLayout;
+use crate::locks::LockTable;
+use crate::pamt::Tdmr;
+use crate::snapshot::Snapshot;
+
+/// Stage of the module's life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SysState {
+    #[default]
+    InitPending,
+    InitDone,
+    ConfigDone,
+    Ready,
+    Shutdown,
+    /// TDH.SYS.DISABLE has begun and is not finished.
+    Disabling,
+}
+
+/// One logical processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lp {
+    /// TDH.SYS.LP.INIT succeeded here.
+    pub(crate) initialized: bool,
+    /// The processor executes the module, or a guest that the module entered.
+    pub(crate) in_seam: bool,
+    /// Where it is; known since TDH.SYS.LP.INIT.
+    pub(crate) package: usize,
+}
+
+/// Who owns a private KeyID.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KeyOwner {
+    /// Nobody.
+    #[default]
+    Free,
+    /// The TD that used it is gone; bit n is set while package n may still hold dirty lines.
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "made by leaves of a TD's life cycle, which are not modelled"
+        )
+    )]
+    Flushed(u32),
+    /// The module itself.
+    Reserved,
+}
+
+/// Progress of TDH.PHYMEM.CACHE.WB on one package.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WriteBack {
+    /// Sub-block to go on with after an interruption.
+    pub(crate) resume_at: Option<u64>,
+    /// KeyIDs that were flushed when the operation started.
+    pub(crate) snapshot: Vec<u16>,
+}
+
+/// Tables that survive an update of the module.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tables {
+    /// Key ownership; KeyIDs that are missing are free.
+    pub(crate) kot: BTreeMap<u16, KeyOwner>,
+    /// Write-back progress per package.
+    pub(crate) write_back: BTreeMap<usize, WriteBack>,
+    /// The configured TDMRs and what is initialised of them.
+    pub(crate) tdmrs: Vec<Tdmr>,
+    /// The KeyID of the module's own data.
+    pub(crate) global_hkid: u16,
+    /// Packages on which the global key is configured, one bit each.
+    pub(crate) packages_configured: u32,
+}
+
+/// The module's memory.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) sys: SysState,
+    pub(crate) locks: LockTable,
+    pub(crate) lps: Vec<Lp>,
+    pub(crate) keys: KeyLayout,
+    /// What the processors looked like at TDH.SYS.INIT.
+    pub(crate) snapshot: Snapshot,
+    pub(crate) tables: Tables,
+    /// What TDH.SYS.SHUTDOWN leaves for the next module.
+    pub(crate) handoff: Option<Tables>,
+}
+
+impl State {
+    /// The record of a processor, made at its first use.
+    pub(crate) fn lp(&mut self, lp: usize) -> &mut Lp {
+        if self.lps.len() <= lp {
+            self.lps.resize(lp + 1, Lp::default());
+        }
+        &mut self.lps[lp]
+    }
+
+    /// Number of processors that have run TDH.SYS.LP.INIT.
+    pub(crate) fn initialized_lps(&self) -> usize {
+        self.lps.iter().filter(|lp| lp.initialized).count()
+    }
+
+    /// Bit n is set if some initialised processor belongs to package n.
+    pub(crate) fn initialized_packages(&self) -> u32 {
+        let initialized = self.lps.iter().filter(|lp| lp.initialized);
+        initialized.fold(0, |bits, lp| bits | 1 << lp.package)
+    }
+
+    /// Whether any processor but `lp` is inside the module or a guest.
+    pub(crate) fn others_in_seam(&self, lp: usize) -> bool {
+        self.lps
+            .iter()
+            .enumerate()
+            .any(|(other, record)| other != lp && record.in_seam)
+    }
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Faults on command: what a SEAMCALL gets instead of the module's answer.
+//!
+//! A [`Rule`] reads `LEAF[:FIRST]=WHAT[*COUNT]`. LEAF is a name or number, FIRST counts the calls of
+//! that leaf on all processors from 1, WHAT is a status by name or number, `vmfail`, `gp` or `ud`.
+//! Without FIRST and COUNT every call is hit, with FIRST alone that call, with COUNT alone the first
+//! COUNT calls. [`Injector`] applies the rules; the first that matches wins.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use tdx_module::{Status, leaf_name, number, status_name};
+
+/// What the caller sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// RAX holds this status; the module was not called.
+    Status(u64),
+    /// The module is called with a host interrupt pending, so that it stops as early as it can.
+    Interrupt,
+    /// VMfailInvalid: CF set, registers unchanged.
+    VmfailInvalid,
+    /// General protection fault.
+    GeneralProtection,
+    /// Invalid opcode fault.
+    InvalidOpcode,
+}
+
+/// One fault to inject. Converts from and to the text given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Rule {
+    leaf: u16,
+    first: u64,
+    /// Calls hit, `None` for all from `first` on.
+    count: Option<u64>,
+    what: What,
+    text: String,
+}
+
+impl Rule {
+    /// Leaf that the rule is about.
+    pub fn leaf(&self) -> u16 {
+        self.leaf
+    }
+
+    fn hits(&self, leaf: u16, call: u64) -> bool {
+        leaf == self.leaf
+            && call >= self.first
+            && self.count.is_none_or(|count| call - self.first < count)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Rule, String> {
+        let bad = |why: String| format!("'{text}': {why}");
+        let (target, effect) = text
+            .split_once('=')
+            .ok_or_else(|| bad("expected LEAF[:FIRST]=STATUS[*COUNT]".into()))?;
+        let (leaf, first) = match target.split_once(':') {
+            Some((leaf, first)) => (leaf, Some(positive(first).map_err(bad)?)),
+            None => (target, None),
+        };
+        let (what, count) = match effect.split_once('*') {
+            Some((what, "always")) => (what, Some(None)),
+            Some((what, count)) => (what, Some(Some(positive(count).map_err(bad)?))),
+            None => (effect, None),
+        };
+        let leaf = leaf_by_name(leaf).map_err(bad)?;
+        Ok(Rule {
+            leaf,
+            first: first.unwrap_or(1),
+            count: count.unwrap_or(first.map(|_| 1)),
+            what: parse_what(leaf, what).map_err(bad)?,
+            text: text.to_owned(),
+        })
+    }
+}
+
+impl TryFrom<String> for Rule {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Rule, String> {
+        text.parse()
+    }
+}
+
+impl From<Rule> for String {
+    fn from(rule: Rule) -> String {
+        rule.text
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn positive(text: &str) -> Result<u64, String> {
+    match parse_number(text) {
+        Some(n) if n > 0 => Ok(n),
+        _ => Err(format!("'{text}' is not a positive number")),
+    }
+}
+
+/// A decimal number, or a hexadecimal one with the prefix 0x.
+pub fn parse_number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// The leaf called `text`, with or without `TDH.` in front, or with that number.
+///
+/// # Errors
+///
+/// A sentence that quotes `text`.
+pub fn leaf_by_name(text: &str) -> Result<u16, String> {
+    if let Some(n) = parse_number(text) {
+        return u16::try_from(n).map_err(|_| format!("leaf {n} does not fit into 16 bits"));
+    }
+    let wanted = text.to_ascii_uppercase();
+    (0..=255)
+        .find(|leaf| {
+            leaf_name(*leaf).is_some_and(|n| n == wanted || n.strip_prefix("TDH.") == Some(&wanted))
+        })
+        .ok_or_else(|| format!("no leaf is called '{text}' (see 'tdx-machine leaves')"))
+}
+
+fn parse_what(leaf: u16, text: &str) -> Result<What, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "vmfail" => return Ok(What::VmfailInvalid),
+        "gp" => return Ok(What::GeneralProtection),
+        "ud" => return Ok(What::InvalidOpcode),
+        _ => {}
+    }
+    let status = status_by_name(text)
+        .or_else(|| parse_number(text))
+        .ok_or_else(|| {
+            format!("no status is called '{text}'; a number or vmfail, gp, ud will do too")
+        })?;
+    let resumes = matches!(leaf, number::PHYMEM_CACHE_WB | number::SYS_DISABLE);
+    if resumes && status == Status::INTERRUPTED_RESUMABLE.raw() {
+        return Ok(What::Interrupt);
+    }
+    Ok(What::Status(status))
+}
+
+/// The status word with details zero whose name is `name`, with or without `TDX_` in front.
+pub fn status_by_name(name: &str) -> Option<u64> {
+    let upper = name.to_ascii_uppercase();
+    let wanted = upper.strip_prefix("TDX_").unwrap_or(&upper);
+    // The upper half is flags (bits 31:28), class (15:8) and name (7:0).
+    let flags = [0u64, 0x4, 0x6, 0x8, 0x9, 0xc, 0xe];
+    (0..0x1200)
+        .flat_map(|code| flags.map(|f| f << 60 | code << 32))
+        .find(|status| status_name(*status) == Some(wanted))
+}
+
+/// Applies rules to the calls of one machine.
+#[derive(Debug, Default)]
+pub struct Injector {
+    rules: Vec<Rule>,
+    calls: BTreeMap<u16, u64>,
+}
+
+impl Injector {
+    /// An injector with these rules and no call counted yet.
+    pub fn new(rules: Vec<Rule>) -> Injector {
+        Injector {
+            rules,
+            calls: BTreeMap::new(),
+        }
+    }
+
+    /// Counts one call of `leaf` and says what it gets, if not the module's own answer.
+    pub fn next(&mut self, leaf: u16) -> Option<What> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        let call = self.calls.entry(leaf).or_insert(0);
+        *call += 1;
+        let call = *call;
+        self.rules
+            .iter()
+            .find(|rule| rule.hits(leaf, call))
+            .map(|rule| rule.what)
+    }
+
+    /// Rules that never matched a call: a scenario that did not test what it meant to.
+    pub fn unused(&self) -> Vec<String> {
+        let seen = |rule: &Rule| self.calls.get(&rule.leaf).copied().unwrap_or(0) >= rule.first;
+        self.rules
+            .iter()
+            .filter(|rule| !seen(rule))
+            .map(Rule::to_string)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hits(spec: &str, leaf: u16, calls: u64) -> Vec<u64> {
+        let mut injector = Injector::new(vec![spec.parse().unwrap()]);
+        (1..=calls)
+            .filter(|_| injector.next(leaf).is_some())
+            .collect()
+    }
+
+    #[test]
+    fn first_and_count_select_calls() {
+        assert_eq!(
+            hits("TDH.SYS.KEY.CONFIG:2=KEY_GENERATION_FAILED", 31, 4),
+            [2]
+        );
+        assert_eq!(hits("TDH.SYS.INIT=RND_NO_ENTROPY*3", 33, 5), [1, 2, 3]);
+        assert_eq!(hits("SYS.INIT=SYS_BUSY", 33, 3), [1, 2, 3]);
+        assert_eq!(hits("33:2=SYS_BUSY*2", 33, 5), [2, 3]);
+        assert_eq!(hits("33:3=SYS_BUSY*always", 33, 5), [3, 4, 5]);
+        assert!(hits("33=SYS_BUSY", 35, 3).is_empty());
+    }
+
+    #[test]
+    fn effects_are_parsed() {
+        let what = |text: &str| text.parse::<Rule>().map(|r| r.what);
+        assert_eq!(
+            what("33=0x8000020000000001"),
+            Ok(What::Status(0x8000_0200_0000_0001))
+        );
+        assert_eq!(what("33=TDX_SYS_BUSY"), Ok(What::Status(0x8000_0202 << 32)));
+        assert_eq!(what("33=vmfail"), Ok(What::VmfailInvalid));
+        assert_eq!(what("33=GP"), Ok(What::GeneralProtection));
+        assert_eq!(what("33=ud"), Ok(What::InvalidOpcode));
+        assert_eq!(
+            what("TDH.SYS.DISABLE=INTERRUPTED_RESUMABLE*2"),
+            Ok(What::Interrupt)
+        );
+        assert_eq!(
+            what("36=INTERRUPTED_RESUMABLE"),
+            Ok(What::Status(0x8000_0003 << 32))
+        );
+    }
+
+    #[test]
+    fn nonsense_is_explained() {
+        for text in [
+            "",
+            "33",
+            "NO.SUCH=SYS_BUSY",
+            "33:0=SYS_BUSY",
+            "33=NO_SUCH",
+            "33=SYS_BUSY*x",
+            "70000=ud",
+        ] {
+            let error = text.parse::<Rule>().unwrap_err();
+            assert!(error.contains(&format!("'{text}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_status_the_module_knows_has_a_number() {
+        assert_eq!(status_by_name("SUCCESS"), Some(0));
+        assert_eq!(status_by_name("key_configured"), Some(0x815 << 32));
+        assert_eq!(
+            status_by_name("NON_RECOVERABLE_TD_WRONG_APIC_MODE"),
+            Some(0xe000_0007 << 32)
+        );
+        assert_eq!(
+            status_by_name("METADATA_FIELD_VALUE_NOT_VALID"),
+            Some(0xc000_0c03 << 32)
+        );
+    }
+
+    #[test]
+    fn rule_that_never_fired_is_known() {
+        let mut injector = Injector::new(vec!["33:2=SYS_BUSY".parse().unwrap()]);
+        injector.next(33);
+        assert_eq!(injector.unused(), ["33:2=SYS_BUSY"]);
+        injector.next(33);
+        assert!(injector.unused().is_empty());
+    }
+
+    #[test]
+    fn rules_survive_json() {
+        let rule: Rule = "TDH.SYS.INIT=RND_NO_ENTROPY*3".parse().unwrap();
+        let json = serde_json::to_string(&rule).unwrap();
+        assert_eq!(serde_json::from_str::<Rule>(&json).unwrap(), rule);
+    }
+}

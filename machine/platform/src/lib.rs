@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The simulated TDX machine around the TDX module: processors, keys, memory, and the rules a host
+//! has to keep.
+//!
+//! [`Machine`] is the whole; the QEMU plugin calls it for every instruction of interest. It is made
+//! from a [`MachineConfig`](config::MachineConfig) and owns a [`Module`](tdx_module::Module) of the
+//! neighbouring crate, which answers the SEAMCALLs. What it judges: `private` knows which lines are
+//! private, `lp` whose caches may hold them, `violation` names what a host must not do. What it
+//! tells: `trace` and `summary`. What it does on command: `inject`.
+//!
+//! No QEMU and no `unsafe` here, so all of it is tested by itself.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod cpuid;
+pub mod inject;
+pub mod lp;
+mod machine;
+pub mod msr;
+pub mod operands;
+pub mod private;
+mod seam;
+pub mod summary;
+pub mod trace;
+pub mod violation;
+
+pub use machine::{At, Machine};
+pub use seam::Reply;
+pub use tdx_module;
+
+/// Guest memory by physical address, KeyID 0.
+pub trait GuestMemory: Send + Sync {
+    /// Fills `buf` from `pa`; `false` if some byte is not RAM.
+    fn read(&self, pa: u64, buf: &mut [u8]) -> bool;
+    /// Writes `data` to `pa`; `false` if some byte is not RAM.
+    fn write(&self, pa: u64, data: &[u8]) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GuestMemory;
+    use std::sync::Mutex;
+
+    /// Guest memory for tests: some bytes from address 0 on.
+    pub(crate) struct Ram(Mutex<Vec<u8>>);
+
+    impl Ram {
+        pub(crate) fn new(len: usize) -> Ram {
+            Ram(Mutex::new(vec![0; len]))
+        }
+
+        /// Stores `words` at `pa`.
+        pub(crate) fn put(&self, pa: u64, words: &[u64]) {
+            let data: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            assert!(self.write(pa, &data));
+        }
+    }
+
+    impl GuestMemory for Ram {
+        fn read(&self, pa: u64, buf: &mut [u8]) -> bool {
+            let ram = self.0.lock().unwrap();
+            let end = pa.checked_add(buf.len() as u64);
+            let Some(data) = end.and_then(|end| ram.get(pa as usize..end as usize)) else {
+                return false;
+            };
+            buf.copy_from_slice(data);
+            true
+        }
+        fn write(&self, pa: u64, data: &[u8]) -> bool {
+            let mut ram = self.0.lock().unwrap();
+            let Some(to) = ram.get_mut(pa as usize..pa as usize + data.len()) else {
+                return false;
+            };
+            to.copy_from_slice(data);
+            true
+        }
+    }
+}

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The machine as a whole: [`Machine`] and what its processors do outside SEAMCALL.
+//!
+//! Every method takes `&self`; QEMU runs each virtual processor in a thread of its own. Locks: each
+//! method takes one of the machine's locks at a time and calls the TDX module with none held.
+//! `seam` adds the SEAMCALL itself.
+
+use crate::config::MachineConfig;
+use crate::cpuid::{self, CpuidRegs};
+use crate::inject::Injector;
+use crate::lp::Lp;
+use crate::msr::{Msrs, Write as MsrWrite};
+use crate::private::{CoarseMap, LINE, Owner, PrivateMap};
+use crate::summary::{CpuSummary, Progress, Summary};
+use crate::trace::Trace;
+use crate::violation::{Kind, Violation};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tdx_module::Module;
+
+/// Where the machine is: which processor executes what, with what privilege.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// Logical processor.
+    pub lp: u32,
+    /// Address of the instruction.
+    pub rip: u64,
+    /// Current privilege level, 0 to 3.
+    pub cpl: u8,
+}
+
+/// Memory and processors: what conversions and flushes are judged by.
+pub(crate) struct State {
+    pub(crate) lps: Vec<Lp>,
+    pub(crate) private: PrivateMap,
+    pub(crate) progress: Progress,
+}
+
+/// What is told to the outside.
+pub(crate) struct Report {
+    pub(crate) trace: Trace,
+    pub(crate) summary: Summary,
+    pub(crate) log: Box<dyn Write + Send>,
+}
+
+/// One simulated TDX machine.
+pub struct Machine {
+    pub(crate) config: MachineConfig,
+    pub(crate) msrs: Msrs,
+    module: Mutex<Arc<Module>>,
+    /// Advances with every event that order matters for.
+    clock: AtomicU64,
+    pub(crate) coarse: CoarseMap,
+    pub(crate) state: Mutex<State>,
+    pub(crate) injector: Mutex<Injector>,
+    pub(crate) report: Mutex<Report>,
+}
+
+/// A panic while a lock was held must not take the guest down with it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Machine {
+    /// A machine that has just been switched on. `trace` takes the trace, `log` lines for people.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with `config`, in words.
+    pub fn new(
+        config: MachineConfig,
+        trace: Box<dyn Write + Send>,
+        log: Box<dyn Write + Send>,
+    ) -> Result<Machine, String> {
+        config.check()?;
+        let module = Module::new(config.module.clone()).map_err(|e| e.to_string())?;
+        Ok(Machine {
+            msrs: Msrs::new(&config),
+            module: Mutex::new(Arc::new(module)),
+            clock: AtomicU64::new(1),
+            coarse: CoarseMap::new(config.max_phys_addr),
+            state: Mutex::new(State {
+                lps: vec![Lp::default(); config.cpus as usize],
+                private: PrivateMap::default(),
+                progress: Progress::default(),
+            }),
+            injector: Mutex::new(Injector::new(config.inject.clone())),
+            report: Mutex::new(Report {
+                trace: Trace::new(trace),
+                summary: Summary::default(),
+                log,
+            }),
+            config,
+        })
+    }
+
+    /// The configuration given to [`Machine::new`].
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    pub(crate) fn module(&self) -> Arc<Module> {
+        lock(&self.module).clone()
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Runs `f` on a processor; `None` if there is no such processor.
+    pub(crate) fn with_lp<T>(&self, lp: u32, f: impl FnOnce(&mut Lp) -> T) -> Option<T> {
+        lock(&self.state).lps.get_mut(lp as usize).map(f)
+    }
+
+    /// RESET: firmware loads a fresh module, and nothing is private any more. Counters stay.
+    pub fn reset(&self) {
+        // The configuration was accepted once, so the old module stays only if it cannot be made.
+        if let Ok(module) = Module::new(self.config.module.clone()) {
+            *lock(&self.module) = Arc::new(module);
+        }
+        let mut state = lock(&self.state);
+        state.lps.iter_mut().for_each(Lp::reset);
+        state.private = PrivateMap::default();
+        self.coarse.clear();
+        state.progress.forget();
+        drop(state);
+        lock(&self.report).summary.resets += 1;
+        self.event("reset", 0, json!({}));
+    }
+
+    /// Value that RDMSR gets, or `None` where QEMU decides.
+    pub fn rdmsr(&self, msr: u32) -> Option<u64> {
+        self.msrs.read(msr)
+    }
+
+    /// RDMSR must fault though QEMU would answer.
+    pub fn rdmsr_faults(&self, msr: u32) -> bool {
+        self.msrs.read_faults(msr)
+    }
+
+    /// What WRMSR does.
+    pub fn wrmsr(&self, msr: u32) -> MsrWrite {
+        self.msrs.write(msr)
+    }
+
+    /// CPUID's answer, made from QEMU's.
+    pub fn cpuid(&self, leaf: u32, subleaf: u32, native: CpuidRegs) -> CpuidRegs {
+        cpuid::patch(&self.config, leaf, subleaf, native)
+    }
+
+    /// CR4.VMXE of `lp` as the guest set it.
+    pub fn vmxe(&self, lp: u32) -> bool {
+        self.with_lp(lp, |lp| lp.vmxe).unwrap_or(false)
+    }
+
+    /// The guest wrote CR4 on `lp`. `false` asks for #GP: VMXE may not be cleared in VMX operation,
+    /// nor set without VMX.
+    pub fn set_vmxe(&self, lp: u32, on: bool) -> bool {
+        let vmx = self.config.vmx;
+        self.with_lp(lp, |lp| {
+            let legal = if on { vmx } else { !lp.vmxon };
+            lp.vmxe = if legal { on } else { lp.vmxe };
+            legal
+        })
+        .unwrap_or(!on)
+    }
+
+    /// In VMX operation.
+    pub fn in_vmx(&self, lp: u32) -> bool {
+        self.with_lp(lp, |lp| lp.vmxon).unwrap_or(false)
+    }
+
+    /// VMXON succeeded.
+    pub fn vmxon(&self, at: At) {
+        self.with_lp(at.lp, |lp| lp.vmxon = true);
+        self.event("vmxon", at.lp, json!({}));
+    }
+
+    /// VMXOFF succeeded.
+    pub fn vmxoff(&self, at: At) {
+        self.with_lp(at.lp, |lp| lp.vmxon = false);
+        self.event("vmxoff", at.lp, json!({}));
+    }
+
+    /// WBINVD in CPL 0. WBNOINVD writes back as well, so it counts the same.
+    pub fn wbinvd(&self, lp: u32) {
+        self.with_lp(lp, Lp::flush);
+    }
+
+    /// MOVDIR64B wrote the line at `pa`: it is ordinary memory now.
+    pub fn movdir64b(&self, at: At, pa: u64) {
+        let line = pa & !(LINE - 1)..(pa & !(LINE - 1)) + LINE;
+        let mut state = lock(&self.state);
+        let Some(area) = state.private.find(line.clone()) else {
+            return;
+        };
+        let holds = |lp: &Lp| match area.owner {
+            // Any leaf may write PAMT entries, locks if nothing else.
+            Owner::Pamt => lp.is_dirty(),
+            _ => lp.may_hold(area.written),
+        };
+        let dirty: Vec<_> = (0..)
+            .zip(&state.lps)
+            .filter(|(_, lp)| holds(lp))
+            .map(|(n, _)| n)
+            .collect();
+        let converted = state.private.release(line);
+        drop(state);
+        lock(&self.report).summary.converted_bytes += converted;
+        if !dirty.is_empty() {
+            let text = format!(
+                "private line ({}, KeyID {}) converted while the caches of CPU {dirty:?} may hold it dirty",
+                area.owner.name(),
+                area.hkid
+            );
+            self.violation(at, Kind::ConvertedDirty, Some(pa), text);
+        }
+    }
+
+    /// Could there be private memory around `pa`? Cheap: it asks about 2 MB at once and never forgets
+    /// before a RESET.
+    pub fn may_be_private(&self, pa: u64) -> bool {
+        self.coarse.contains(pa)
+    }
+
+    /// A load or store of `len` bytes at `pa`, if memory is watched.
+    pub fn access(&self, at: At, pa: u64, len: u64, store: bool) {
+        let Some(area) = lock(&self.state).private.find(pa..pa.saturating_add(len)) else {
+            return;
+        };
+        let (kind, verb) = if store {
+            (Kind::PrivateWrite, "written")
+        } else {
+            (Kind::PrivateRead, "read")
+        };
+        let text = format!(
+            "private memory ({}, KeyID {}) {verb} with KeyID 0",
+            area.owner.name(),
+            area.hkid
+        );
+        self.violation(at, kind, Some(pa), text);
+    }
+
+    /// Reports something the machine cannot do, in the log and the trace.
+    pub fn unsupported(&self, at: At, what: &str) {
+        self.log(&format!("CPU {} at {:#x}: {what}", at.lp, at.rip));
+        self.event(
+            "unsupported",
+            at.lp,
+            json!({ "rip": format!("{:#x}", at.rip), "text": what }),
+        );
+    }
+
+    pub(crate) fn event(&self, name: &str, lp: u32, details: Value) {
+        lock(&self.report).trace.event(name, lp, details);
+    }
+
+    /// Writes a line for people.
+    pub fn log(&self, text: &str) {
+        let _ = writeln!(lock(&self.report).log, "tdx-machine: {text}");
+    }
+
+    pub(crate) fn violation(&self, at: At, kind: Kind, address: Option<u64>, text: String) {
+        let violation = Violation {
+            kind,
+            cpu: at.lp,
+            rip: at.rip,
+            address,
+            text,
+        };
+        let allowed = self.config.allow.contains(&kind);
+        let mut report = lock(&self.report);
+        if report.trace.violation(&violation) {
+            let word = if allowed {
+                "allowed violation"
+            } else {
+                "VIOLATION"
+            };
+            let address = address.map(|pa| format!(" at {pa:#x}")).unwrap_or_default();
+            let _ = writeln!(
+                report.log,
+                "tdx-machine: {word} {}{address}: {} (CPU {}, RIP {:#x})",
+                kind.name(),
+                violation.text,
+                at.lp,
+                at.rip
+            );
+        }
+        report.summary.count_violation(violation, allowed);
+    }
+
+    /// Ends the trace and sums up.
+    pub fn finish(&self) -> Summary {
+        let (bring_up, totals, cpus) = {
+            let state = lock(&self.state);
+            let cpus = (0..)
+                .zip(&state.lps)
+                .map(|(n, lp)| CpuSummary::new(self.config.package_of(n), lp));
+            (
+                state.progress.report(),
+                state.private.totals(),
+                cpus.collect(),
+            )
+        };
+        let unused = lock(&self.injector).unused();
+        let mut report = lock(&self.report);
+        report.trace.flush(None);
+        let mut summary = report.summary.clone();
+        summary.bring_up = bring_up;
+        summary.set_private(totals);
+        summary.cpus = cpus;
+        summary.unused_injections = unused;
+        summary
+    }
+}

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! SEAMCALL: what the processor checks, what is injected, and the way into the module and back.
+
+mod inside;
+#[cfg(test)]
+mod tests;
+
+use crate::machine::{At, Machine, lock};
+use crate::operands::{Tdmr, tdmr_table};
+use crate::trace::{Call, Ending, leaf_label};
+use crate::violation::Kind;
+use crate::{GuestMemory, inject::What};
+use inside::Inside;
+use serde_json::json;
+use tdx_module::{Regs, Status, number};
+
+/// What SEAMCALL does to the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The module returned: load these registers, clear the arithmetic flags.
+    Returned(Regs),
+    /// VMfailInvalid: set CF, change nothing else.
+    VmfailInvalid,
+    /// #GP(0).
+    GeneralProtection,
+    /// #UD.
+    InvalidOpcode,
+}
+
+/// What a call that reached the module got.
+struct Answer {
+    ending: Ending,
+    regs: Regs,
+    /// Injection had a part in it.
+    injected: bool,
+    /// The module itself answered, so its state has followed.
+    genuine: bool,
+}
+
+const LEAF_MASK: u64 = 0xffff;
+const SEAMLDR: u64 = 1 << 63;
+
+impl Machine {
+    /// Executes SEAMCALL with `regs` on the processor `at` names. `long_mode` says that it runs in
+    /// 64-bit mode.
+    pub fn seamcall(&self, at: At, long_mode: bool, regs: Regs, mem: &dyn GuestMemory) -> Reply {
+        let leaf = (regs.rax & LEAF_MASK) as u16;
+        if let Some(ending) = self.processor_check(at, long_mode, regs.rax) {
+            self.not_reached(at, leaf, regs, ending);
+            return reply(ending, regs);
+        }
+        let answer = self.answer(at, leaf, regs, mem);
+        let tdmrs = if leaf == number::SYS_CONFIG {
+            let reserved = self.config.module.max_reserved_per_tdmr;
+            tdmr_table(mem, regs.rcx, regs.rdx, reserved)
+        } else {
+            None
+        };
+        if answer.genuine {
+            self.follow(at, leaf, regs, answer.regs, tdmrs.as_deref());
+        }
+        self.record(Call {
+            cpu: at.lp,
+            before: regs,
+            after: answer.regs,
+            ending: answer.ending,
+            injected: answer.injected,
+            tdmrs,
+        });
+        reply(answer.ending, answer.regs)
+    }
+
+    /// The answer to a call that reaches the module, from the injector or from the module.
+    fn answer(&self, at: At, leaf: u16, regs: Regs, mem: &dyn GuestMemory) -> Answer {
+        let fault = |ending| Answer {
+            ending,
+            regs,
+            injected: true,
+            genuine: false,
+        };
+        // The rule is looked up before the match, so that the module is called without the lock.
+        let what = lock(&self.injector).next(leaf);
+        match what {
+            Some(What::VmfailInvalid) => fault(Ending::VmfailInvalid),
+            Some(What::GeneralProtection) => fault(Ending::GeneralProtection),
+            Some(What::InvalidOpcode) => fault(Ending::InvalidOpcode),
+            Some(What::Status(rax)) => {
+                self.enter(at);
+                Answer {
+                    regs: Regs { rax, ..regs },
+                    ..fault(Ending::Status(rax))
+                }
+            }
+            Some(What::Interrupt) => self.call_module(at, leaf, regs, mem, true),
+            None => self.call_module(at, leaf, regs, mem, false),
+        }
+    }
+
+    /// Checks of the processor, in the order hardware makes them; what it does if one fails.
+    fn processor_check(&self, at: At, long_mode: bool, rax: u64) -> Option<Ending> {
+        if !long_mode || !self.config.has_tdx() || !self.in_vmx(at.lp) {
+            Some(Ending::InvalidOpcode)
+        } else if at.cpl > 0 || !self.config.seamrr {
+            Some(Ending::GeneralProtection)
+        } else if !self.config.module_loaded || rax & SEAMLDR != 0 {
+            Some(Ending::VmfailInvalid)
+        } else {
+            None
+        }
+    }
+
+    /// The module was not reached. A host bug if this machine has a module to reach, except where a
+    /// user program tried it, or the kernel made sure TDX is off before it goes down.
+    fn not_reached(&self, at: At, leaf: u16, regs: Regs, ending: Ending) {
+        self.record(Call {
+            cpu: at.lp,
+            before: regs,
+            after: regs,
+            ending,
+            injected: false,
+            tdmrs: None,
+        });
+        let fault = ending != Ending::VmfailInvalid;
+        if fault && at.cpl == 0 && self.config.is_healthy() && leaf != number::SYS_DISABLE {
+            let text = format!(
+                "SEAMCALL {} raised {}: no VMXON before it",
+                leaf_label(leaf),
+                ending.name()
+            );
+            self.violation(at, Kind::SeamcallFault, None, text);
+        } else if at.cpl > 0 {
+            let details = json!({ "fault": ending.name(), "rip": format!("{:#x}", at.rip) });
+            self.event("user-seamcall", at.lp, details);
+        }
+    }
+
+    fn enter(&self, at: At) {
+        let now = self.now();
+        self.with_lp(at.lp, |lp| lp.enter_seam(now));
+    }
+
+    fn call_module(
+        &self,
+        at: At,
+        leaf: u16,
+        mut regs: Regs,
+        mem: &dyn GuestMemory,
+        interrupt: bool,
+    ) -> Answer {
+        self.enter(at);
+        let inside = Inside::new(self, mem, leaf, interrupt);
+        let _ = self.module().seamcall(at.lp as usize, &mut regs, &inside);
+        Answer {
+            ending: Ending::Status(regs.rax),
+            regs,
+            injected: interrupt,
+            genuine: true,
+        }
+    }
+
+    /// Draws conclusions from the module's answer: progress of bring-up, a rejected plan.
+    fn follow(&self, at: At, leaf: u16, before: Regs, after: Regs, tdmrs: Option<&[Tdmr]>) {
+        let mut state = lock(&self.state);
+        match (leaf, after.rax) {
+            (number::SYS_CONFIG, 0) => state.progress.configured(tdmrs.unwrap_or_default()),
+            (number::SYS_TDMR_INIT, 0) => state.progress.initialised(before.rcx, after.rdx),
+            (number::SYS_DISABLE | number::SYS_SHUTDOWN, 0) => state.progress.forget(),
+            _ => {}
+        }
+        drop(state);
+        if leaf == number::SYS_CONFIG && plan_rejected(after.rax) {
+            let status = Ending::Status(after.rax).name();
+            let text = format!("TDH.SYS.CONFIG answered {status}, RAX {:#x}", after.rax);
+            self.violation(at, Kind::PlanRejected, None, text);
+        }
+    }
+
+    fn record(&self, call: Call) {
+        let mut report = lock(&self.report);
+        let label = if call.before.rax & SEAMLDR != 0 {
+            format!("SEAMLDR leaf {}", call.leaf())
+        } else {
+            leaf_label(call.leaf())
+        };
+        report.summary.count_call(label, call.ending, call.injected);
+        report.trace.call(call);
+    }
+}
+
+/// Statuses with which TDH.SYS.CONFIG faults the host's plan rather than its timing.
+fn plan_rejected(status: u64) -> bool {
+    let class = status >> 40 & 0xff;
+    let operand = Status::OPERAND_INVALID.raw() >> 32 == status >> 32;
+    status >> 63 == 1 && (operand || class == 0xa)
+}
+
+fn reply(ending: Ending, regs: Regs) -> Reply {
+    match ending {
+        Ending::Status(_) => Reply::Returned(regs),
+        Ending::VmfailInvalid => Reply::VmfailInvalid,
+        Ending::GeneralProtection => Reply::GeneralProtection,
+        Ending::InvalidOpcode => Reply::InvalidOpcode,
+    }
+}
