@@ -68,14 +68,6 @@ u32 tdx_glue_boot_cpu_vfm(void)
 	return boot_cpu_data.x86_vfm;
 }
 
-u64 tdx_glue_rdmsr(u32 msr)
-{
-	u64 val;
-
-	rdmsrq(msr, val);
-	return val;
-}
-
 int tdx_glue_rdmsr_safe(u32 msr, u64 *val)
 {
 	return rdmsrq_safe(msr, val);

@@ -47,7 +47,6 @@ bool tdx_glue_has_bug_pw_mce(void);
 void tdx_glue_set_bug_pw_mce(void);
 void tdx_glue_set_bug_seamret_invd_vmcs(void);
 u32 tdx_glue_boot_cpu_vfm(void);
-u64 tdx_glue_rdmsr(u32 msr);
 int tdx_glue_rdmsr_safe(u32 msr, u64 *val);
 
 /* This CPU: VMX, caches, per-CPU state, preemption. */

@@ -102,13 +102,11 @@ pub(crate) fn module_features() -> Option<fields::TdxFeatures0> {
     READY.as_ref().map(|ready| ready.features)
 }
 
-/// How firmware divided the KeyIDs, or [`None`] if this processor has none.
-fn read_partition() -> Option<u64> {
+/// Reads an MSR of this CPU; [`None`] if it has no such MSR.
+fn rdmsr(msr: u32) -> Option<u64> {
     let mut value = 0;
     // SAFETY: `value` is a local; the read is fault-safe.
-    let ret = unsafe {
-        bindings::tdx_glue_rdmsr_safe(bindings::MSR_IA32_MKTME_KEYID_PARTITIONING, &mut value)
-    };
+    let ret = unsafe { bindings::tdx_glue_rdmsr_safe(msr, &mut value) };
     (ret == 0).then_some(value)
 }
 
@@ -133,7 +131,7 @@ fn forbid_s3() {
 
 /// Notes the errata of this processor as CPU bugs, for this file and for C.
 fn note_errata() {
-    // SAFETY: Have no requirements: early boot, one CPU, and the MSR exists where TDX does.
+    // SAFETY: Have no requirements: early boot, before CPU bugs are final.
     unsafe {
         let vfm = bindings::tdx_glue_boot_cpu_vfm();
         if vfm == bindings::tdx_glue_const_TDX_GLUE_VFM_SAPPHIRERAPIDS
@@ -142,10 +140,12 @@ fn note_errata() {
             bindings::tdx_glue_set_bug_pw_mce();
             pr_info!("processor has the partial-write erratum\n");
         }
-        let basic = bindings::tdx_glue_rdmsr(bindings::MSR_IA32_VMX_BASIC);
-        if basic & VMX_BASIC_NO_SEAMRET_INVD_VMCS == 0 {
-            bindings::tdx_glue_set_bug_seamret_invd_vmcs();
-        }
+    }
+    // Without VMX there is no such MSR, and no P-SEAMLDR to call either.
+    let basic = rdmsr(bindings::MSR_IA32_VMX_BASIC).unwrap_or(0);
+    if basic & VMX_BASIC_NO_SEAMRET_INVD_VMCS == 0 {
+        // SAFETY: As above.
+        unsafe { bindings::tdx_glue_set_bug_seamret_invd_vmcs() };
     }
 }
 
@@ -156,7 +156,7 @@ const VMX_BASIC_NO_SEAMRET_INVD_VMCS: u64 = 1 << 60;
 ///
 /// `Ok(None)` is a machine without TDX. Every other outcome has its line in the log.
 fn detect() -> Result<Option<TdxKeyIds>> {
-    let Some(msr) = read_partition() else {
+    let Some(msr) = rdmsr(bindings::MSR_IA32_MKTME_KEYID_PARTITIONING) else {
         return Ok(None);
     };
     let keyids = match TdxKeyIds::new(KeyIdPartition::from_msr(msr)) {
