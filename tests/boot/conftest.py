@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Fixtures of the boot scenarios.
+
+Which binaries are tested is said by TDX_MACHINE, TDX_KERNEL_C and
+TDX_KERNEL_RUST; `make boot-test` builds them and sets the three.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from machine import Boot, Machine
+
+KERNELS = {"c": "TDX_KERNEL_C", "rust": "TDX_KERNEL_RUST"}
+
+
+def binary(variable: str) -> Path:
+    """What an environment variable names. A missing file is an error, never a skip."""
+    path = os.environ.get(variable)
+    if not path:
+        pytest.fail(f"{variable} is not set: run this with 'make boot-test'", pytrace=False)
+    if not Path(path).is_file():
+        pytest.fail(f"{variable}={path} does not exist", pytrace=False)
+    return Path(path)
+
+
+@pytest.fixture(scope="session")
+def machine_with(tmp_path_factory):
+    """A function: the machine for the kernel "c" or "rust"."""
+
+    def make(kernel: str) -> Machine:
+        directory = tmp_path_factory.mktemp("boot")
+        return Machine(binary("TDX_MACHINE"), kernel, binary(KERNELS[kernel]), directory)
+
+    return make
+
+
+@pytest.fixture(params=list(KERNELS))
+def machine(request, machine_with) -> Machine:
+    """The machine with each kernel in turn: the C as released, and ours."""
+    return machine_with(request.param)
+
+
+@pytest.fixture
+def rust(machine_with) -> Machine:
+    """The machine with our kernel, for what the C does not do."""
+    return machine_with("rust")
+
+
+FREE = "echo 3 >/proc/sys/vm/drop_caches; sed -n 's/^MemFree: *\\([0-9]*\\) kB/free=\\1/p' /proc/meminfo\n"
+
+
+@pytest.fixture(scope="session")
+def free_without_tdx(machine_with):
+    """A function: KB free on a machine whose firmware left TDX off."""
+    known: dict[str, int] = {}
+
+    def measure(kernel: str) -> int:
+        if kernel not in known:
+            boot = machine_with(kernel).run("--cpus", "2", "--keyids", "0", script=FREE)
+            known[kernel] = int(boot.value("free"))
+        return known[kernel]
+
+    return measure
+
+
+@pytest.fixture
+def assert_given_back(free_without_tdx):
+    """A function: a failed bring-up on 2 CPUs and 2 GB has kept no memory.
+
+    The PAMT of 2 GB has 8 MB; what differs from boot to boot is well below half.
+    """
+
+    def check(boot: Boot) -> None:
+        lost = free_without_tdx(boot.kernel) - int(boot.value("free"))
+        assert lost < 4096, f"{lost} KB are not given back"
+
+    return check
+
+
+@pytest.fixture
+def free_script() -> str:
+    """Script that prints how much memory is free, for `assert_given_back`."""
+    return FREE

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Run the test suites and say how they went. Usage: test.py [SUITE...]
+
+Runs inside tools/enter. Prints what failed, a table of the suites, how long it
+took, and last the line "N passed, N failed". The exit status is 0 if and only
+if something ran and nothing failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import lint
+from steps import (
+    CACHE,
+    JOBS,
+    RESULTS,
+    TARGET,
+    TOP,
+    Outcome,
+    Result,
+    clock,
+    failed,
+    passed,
+    run,
+    shell_tool,
+    skipped,
+    trees,
+)
+
+Suite = Callable[[], list[Result]]
+
+
+def kernel(which: str) -> Path:
+    return trees() / which / "build/arch/x86/boot/bzImage"
+
+
+def build(*wanted: str) -> list[Result]:
+    """Build "machine", "c", "rust"; a failed build is a failed test."""
+    results = []
+    for what in wanted:
+        tool = ["tools/machine.sh"] if what == "machine" else ["tools/kernel.sh", what]
+        if not shell_tool(*tool):
+            results.append(failed(f"build of {what}", "see above"))
+    return results
+
+
+def cargo_test(title: str, manifest: Path, *args: str) -> list[Result]:
+    """Run cargo's tests and count them one by one."""
+    if not manifest.exists():
+        return [failed(title, f"{manifest} is missing")]
+    command = ["cargo", "test", "--locked", "--no-fail-fast", "-j", JOBS]
+    command += ["--manifest-path", str(manifest), *args]
+    done = run(title, command, env={"CARGO_TARGET_DIR": str(TARGET)})
+    results = []
+    ends = {"ok": passed, "FAILED": lambda name: failed(name, done.tail)}
+    line = re.compile(r"^test (.+?) \.\.\. (ok|FAILED|ignored)", re.MULTILINE)
+    for name, end in line.findall(done.output):
+        results.append(ends[end](name) if end in ends else skipped(name, "ignored"))
+    if done.status and not any(r.outcome is Outcome.FAILED for r in results):
+        results.append(failed(f"cargo test in {manifest.parent}", done.tail))
+    return results
+
+
+def machine() -> list[Result]:
+    """Tests of the simulated machine, without a kernel."""
+    return cargo_test("tests of the machine", TOP / "machine/Cargo.toml", "--workspace")
+
+
+def host() -> list[Result]:
+    """Tests of the module's pure files in user space."""
+    return cargo_test("host tests", TOP / "tests/host/Cargo.toml")
+
+
+# Only our suites: the kernel has others of its own.
+KUNIT = "kunit.enable=1 kunit.autorun=1 kunit.filter_glob=tdx_host*"
+
+
+def kunit() -> list[Result]:
+    """The module's KUnit suites in a booted kernel, read by the kernel's own parser."""
+    results = build("machine", "rust")
+    if results:
+        return results
+    out = RESULTS / "kunit"
+    report = out / "kunit.json"
+    command = [str(TARGET / "release/tdx-machine"), "run", "--kernel", str(kernel("rust"))]
+    command += ["--quiet", "--out", str(out), "--append", KUNIT]
+    done = run("KUnit in a booted kernel", command)
+    if done.status:
+        results.append(failed("boot with KUnit", done.tail))
+    report.unlink(missing_ok=True)
+    parser = trees() / "rust/tools/testing/kunit/kunit.py"
+    command = ["python3", str(parser), "parse", f"--json={report}", str(out / "console.log")]
+    done = run("KTAP", command, cwd=out, quiet=True)
+    found = kunit_cases(json.loads(report.read_text())) if report.exists() else []
+    if not found:
+        results.append(failed("KUnit suites of tdx_host", "none in the log\n" + done.tail))
+    if done.status and not any(r.outcome is Outcome.FAILED for r in found):
+        results.append(failed("KTAP is complete", done.tail))
+    return results + found
+
+
+def kunit_cases(group: dict, path: str = "") -> list[Result]:
+    """Flatten what kunit.py writes: groups in groups, and test cases in them."""
+    ends = {"PASS": passed, "SKIP": lambda name: skipped(name, "skipped by the test")}
+    results = []
+    for case in group.get("test_cases", []):
+        make = ends.get(case["status"], lambda n: failed(n, "see results/kunit/console.log"))
+        results.append(make(f"{path}{case['name']}"))
+    for inner in group.get("sub_groups", []):
+        results += kunit_cases(inner, f"{path}{inner['name']}.")
+    return results
+
+
+def pytest(title: str, directory: Path, env: dict[str, str], *args: str) -> list[Result]:
+    """Run pytest and count by its JUnit report."""
+    report = RESULTS / f"{directory.name}.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
+    command = ["python3", "-m", "pytest", "--tb=short", f"--junit-xml={report}"]
+    command += [f"--basetemp={RESULTS / directory.name}", *args]
+    done = run(title, command, cwd=directory, env=env)
+    if not report.exists():
+        return [failed(title, done.tail)]
+    results = [junit_case(case) for case in ElementTree.parse(report).iter("testcase")]
+    if done.status and not any(r.outcome is Outcome.FAILED for r in results):
+        results.append(failed(title, done.tail))
+    return results
+
+
+def junit_case(case: ElementTree.Element) -> Result:
+    name = f"{case.get('classname')}::{case.get('name')}"
+    for kind in ("failure", "error"):
+        found = case.find(kind)
+        if found is not None:
+            return failed(name, "\n".join((found.text or "").splitlines()[-30:]))
+    found = case.find("skipped")
+    return passed(name) if found is None else skipped(name, found.get("message", ""))
+
+
+def boot() -> list[Result]:
+    """Scenarios on the machine, with the C as released and with our module."""
+    results = build("machine", "c", "rust")
+    if results:
+        return results
+    env = {
+        "TDX_MACHINE": str(TARGET / "release/tdx-machine"),
+        "TDX_KERNEL_C": str(kernel("c")),
+        "TDX_KERNEL_RUST": str(kernel("rust")),
+    }
+    args = ["-n", JOBS, "--dist=load"]
+    if os.environ.get("K"):
+        args += ["-k", os.environ["K"]]
+    return pytest("boot scenarios", TOP / "tests/boot", env, *args)
+
+
+def tools() -> list[Result]:
+    """Tests of the tools themselves: install-tree."""
+    if not shell_tool("tools/source.sh"):
+        return [failed("kernel source", "see above")]
+    env = {"TDX_PRISTINE": str(trees() / "c")}
+    return pytest("tests of the tools", TOP / "tests/tools", env)
+
+
+def linters() -> list[Result]:
+    """Everything that reads the sources instead of running them."""
+    results = build("rust")
+    return results + lint.checks(trees(), built=not results)
+
+
+SUITES: dict[str, Suite] = {
+    "lint": linters,
+    "tools": tools,
+    "machine": machine,
+    "host": host,
+    "kunit": kunit,
+    "boot": boot,
+}
+
+
+def count(results: list[Result], outcome: Outcome) -> int:
+    return sum(r.outcome is outcome for r in results)
+
+
+def report(done: dict[str, tuple[list[Result], float]], seconds: float) -> int:
+    """Print what failed, the table and the totals; the exit status."""
+    everything = [r for results, _ in done.values() for r in results]
+    for suite, (results, _) in done.items():
+        for result in results:
+            if result.outcome is not Outcome.PASSED:
+                print(f"\n{result.outcome.value}: {suite}: {result.name}")
+                print("\n".join(f"    {line}" for line in result.detail.splitlines()))
+    print(f"\n{'suite':<10} {'passed':>7} {'failed':>7} {'skipped':>8} {'time':>7}")
+    for suite, (results, taken) in done.items():
+        numbers = [count(results, outcome) for outcome in Outcome]
+        print(f"{suite:<10} {numbers[0]:>7} {numbers[1]:>7} {numbers[2]:>8} {clock(taken):>7}")
+    good, bad = count(everything, Outcome.PASSED), count(everything, Outcome.FAILED)
+    empty = [suite for suite, (results, _) in done.items() if not results]
+    for suite in empty:
+        print(f"suite {suite} ran no test: counted as a failure")
+    bad += len(empty)
+    print(f"\ntotal time {clock(seconds)}; logs and results in {CACHE}")
+    print(f"{good} passed, {bad} failed")
+    return 0 if good and not bad else 1
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in SUITES]
+    if unknown:
+        print(f"error: no suite {', '.join(unknown)}; there are {', '.join(SUITES)}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    done = {}
+    for name in names or SUITES:
+        print(f"\n== {name}", flush=True)
+        began = time.monotonic()
+        results = SUITES[name]()
+        done[name] = (results, time.monotonic() - began)
+        bad = count(results, Outcome.FAILED)
+        print(f"   {count(results, Outcome.PASSED)} passed, {bad} failed", flush=True)
+    return report(done, time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
