@@ -19,9 +19,9 @@ use kernel::ffi::{
     c_void, //
 };
 use kernel::prelude::*;
+use kernel::sync::atomic::Atomic;
 
 use crate::cpu;
-use crate::fields::TdxFeatures0;
 use crate::guards::{
     MemHotplugRead,
     PreemptDisabled, //
@@ -60,7 +60,10 @@ use crate::sysconfig::{
     errno_of_plan,
     TdmrInfos, //
 };
-use crate::sysinfo;
+use crate::sysinfo::{
+    self,
+    SharedSysInfo, //
+};
 use crate::tdmr::{
     self,
     Tdmr, //
@@ -74,9 +77,9 @@ const STALLED_CALLS: u32 = 1 << 20;
 /// All that bring-up leaves behind: what KVM asks for, and what the module works with.
 pub(crate) struct Ready {
     /// The module's metadata, as C callers know it.
-    pub(crate) sysinfo: KBox<bindings::tdx_sys_info>,
-    /// What the module can do.
-    pub(crate) features: TdxFeatures0,
+    pub(crate) sysinfo: SharedSysInfo,
+    /// What the module can do: [`crate::fields::TdxFeatures0`], raw. An update may change it.
+    pub(crate) features: Atomic<u64>,
     /// The memory that TDs can use.
     pub(crate) memory: TdxMemory,
     /// The module's own tables.
@@ -159,8 +162,8 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
     );
 
     Ok(Ready {
-        sysinfo: sysinfo::to_c(&info)?,
-        features: info.features.tdx_features0,
+        sysinfo: SharedSysInfo::new(sysinfo::to_c(&info)?),
+        features: Atomic::new(info.features.tdx_features0.raw()),
         memory,
         pamts,
     })

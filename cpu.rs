@@ -25,59 +25,92 @@ use kernel::ffi::{
     c_void, //
 };
 use kernel::prelude::*;
-use kernel::sync::global_lock;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
 use kernel::types::Opaque;
 
-use crate::guards::PreemptDisabled;
+use crate::guards::{
+    CpuHotplugRead,
+    PreemptDisabled,
+    SysInitLock, //
+};
 use crate::leaf::Leaf;
+use crate::lockstep::AllStopped;
 use crate::seamcall::{
     self,
     Args, //
 };
 
-global_lock! {
-    // SAFETY: `init_lock` runs before any other function of this file can be reached.
-    //
-    // Whether TDH.SYS.INIT has succeeded since boot.
-    unsafe(uninit) static SYS_INIT_DONE: Mutex<bool> = false;
-}
-
-/// Prepares the lock of this file.
-///
-/// # Safety
-///
-/// Must be called exactly once, before anything else in this file.
-pub(crate) unsafe fn init_lock() {
-    // SAFETY: Promised by the caller.
-    unsafe { SYS_INIT_DONE.init() };
-}
+/// Whether TDH.SYS.INIT has succeeded since boot or since the module was shut down for an update.
+/// Written with [`SysInitLock`] held, or while all CPUs are stopped.
+static SYS_INIT_DONE: Atomic<i32> = Atomic::new(0);
 
 /// Makes TDH.SYS.INIT unless it was made; one CPU does it for all.
 ///
 /// Only success is remembered: a failure stays the caller's, and the next CPU may try again.
 fn init_module_once() -> Result {
-    let mut done = SYS_INIT_DONE.lock();
-    if !*done {
+    let _lock = SysInitLock::new();
+    if SYS_INIT_DONE.load(Relaxed) == 0 {
         // RCX holds attributes, all of them reserved.
-        seamcall::call_patiently(Leaf::TDH_SYS_INIT, Args::default())
+        seamcall::call_spinning(Leaf::TDH_SYS_INIT, Args::default())
             .map_err(|e| e.report("starting the TDX module"))?;
-        *done = true;
+        SYS_INIT_DONE.store(1, Relaxed);
     }
     Ok(())
 }
 
-/// Makes this CPU ready for SEAMCALLs. VMX must be on, and the task bound to the CPU.
-fn init_this_cpu() -> Result {
-    // SAFETY: Reads a variable of this CPU, which the task cannot leave.
-    if unsafe { bindings::tdx_glue_lp_initialized() } {
+/// Makes this CPU ready for SEAMCALLs. VMX must be on, and the task bound to the CPU; interrupts
+/// may be off.
+///
+/// # Errors
+///
+/// That of the call that failed, after the log said why.
+pub(crate) fn init_this_cpu() -> Result {
+    let cpu = this_cpu();
+    // SAFETY: The CPU exists, and only it writes its variable while it is online.
+    if unsafe { bindings::tdx_glue_lp_initialized(cpu) } {
         return Ok(());
     }
     init_module_once()?;
-    seamcall::call_patiently(Leaf::TDH_SYS_LP_INIT, Args::default())
-        .map_err(|e| e.report("preparing a CPU for SEAMCALLs"))?;
+    seamcall::call_spinning(Leaf::TDH_SYS_LP_INIT, Args::default())
+        .map_err(|e| e.report(fmt!("preparing CPU {cpu} for SEAMCALLs")))?;
     // SAFETY: As above.
-    unsafe { bindings::tdx_glue_set_lp_initialized(true) };
+    unsafe { bindings::tdx_glue_set_lp_initialized(cpu, true) };
     Ok(())
+}
+
+/// Number of the CPU this task runs on. It may be out of date at once unless the task is bound.
+pub(crate) fn this_cpu() -> u32 {
+    // SAFETY: Has no requirements.
+    unsafe { bindings::raw_smp_processor_id() }
+}
+
+/// The CPUs that can ever exist.
+fn possible_cpus() -> impl Iterator<Item = u32> {
+    // SAFETY: The numbers are below `nr_cpu_ids`.
+    (0..nr_cpu_ids()).filter(|&cpu| unsafe { bindings::tdx_glue_cpu_possible(cpu) })
+}
+
+/// A CPU that the module knows and that is offline, if there is one.
+pub(crate) fn known_but_offline(_plugged: &CpuHotplugRead) -> Option<u32> {
+    // SAFETY: The CPU is possible.
+    let known = |&cpu: &u32| unsafe { bindings::tdx_glue_lp_initialized(cpu) };
+    possible_cpus()
+        .filter(known)
+        .find(|&cpu| !online_cpus().any(|online| online == cpu))
+}
+
+/// Forgets that TDH.SYS.INIT and TDH.SYS.LP.INIT were made: the module is another one.
+///
+/// Only while all CPUs are stopped.
+pub(crate) fn forget_initialization(_stopped: &AllStopped<'_>) {
+    SYS_INIT_DONE.store(0, Relaxed);
+    for cpu in possible_cpus() {
+        // SAFETY: The CPU is possible, and no CPU does anything else meanwhile.
+        unsafe { bindings::tdx_glue_set_lp_initialized(cpu, false) };
+    }
 }
 
 /// Enters VMX operation on this CPU, or adds a user to it.
@@ -125,8 +158,7 @@ pub(crate) fn online_cpus() -> impl Iterator<Item = u32> {
 
 /// Package of the CPU that `guard` keeps this task on.
 pub(crate) fn this_package(_guard: &PreemptDisabled) -> u32 {
-    // SAFETY: Has no requirements.
-    package(unsafe { bindings::raw_smp_processor_id() })
+    package(this_cpu())
 }
 
 /// One online CPU of each package, with the package's number.

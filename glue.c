@@ -6,12 +6,16 @@
 #include <linux/cpu.h>
 #include <linux/export.h>
 #include <linux/init.h>
+#include <linux/nmi.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
+#include <linux/spinlock.h>
+#include <linux/stop_machine.h>
 #include <linux/topology.h>
 
+#include <asm/cacheflush.h>
 #include <asm/cpufeature.h>
 #include <asm/msr.h>
 #include <asm/processor.h>
@@ -19,6 +23,15 @@
 #include <asm/virt.h>
 
 #include "glue.h"
+#include "vp_enter.h"
+
+static_assert(offsetof(struct tdx_vp, tdvpr_pa) == TDX_VP_tdvpr_pa);
+
+/* Orders TDH.SYS.INIT, which one CPU makes for all. */
+static DEFINE_RAW_SPINLOCK(tdx_sys_init_lock);
+
+/* The P-SEAMLDR serves one CPU at a time and refuses the others. */
+static DEFINE_RAW_SPINLOCK(tdx_seamldr_lock);
 
 /* Set once TDH.SYS.LP.INIT has succeeded on the CPU. */
 static DEFINE_PER_CPU(bool, tdx_lp_initialized);
@@ -58,6 +71,11 @@ void tdx_glue_set_bug_pw_mce(void)
 	setup_force_cpu_bug(X86_BUG_TDX_PW_MCE);
 }
 
+bool tdx_glue_has_bug_seamret_invd_vmcs(void)
+{
+	return boot_cpu_has_bug(X86_BUG_SEAMRET_INVD_VMCS);
+}
+
 void tdx_glue_set_bug_seamret_invd_vmcs(void)
 {
 	setup_force_cpu_bug(X86_BUG_SEAMRET_INVD_VMCS);
@@ -66,6 +84,11 @@ void tdx_glue_set_bug_seamret_invd_vmcs(void)
 u32 tdx_glue_boot_cpu_vfm(void)
 {
 	return boot_cpu_data.x86_vfm;
+}
+
+u32 tdx_glue_phys_bits(void)
+{
+	return boot_cpu_data.x86_phys_bits;
 }
 
 int tdx_glue_rdmsr_safe(u32 msr, u64 *val)
@@ -98,14 +121,14 @@ void tdx_glue_wbinvd(void)
 	wbinvd();
 }
 
-bool tdx_glue_lp_initialized(void)
+bool tdx_glue_lp_initialized(unsigned int cpu)
 {
-	return this_cpu_read(tdx_lp_initialized);
+	return per_cpu(tdx_lp_initialized, cpu);
 }
 
-void tdx_glue_set_lp_initialized(bool done)
+void tdx_glue_set_lp_initialized(unsigned int cpu, bool done)
 {
-	this_cpu_write(tdx_lp_initialized, done);
+	per_cpu(tdx_lp_initialized, cpu) = done;
 }
 
 void tdx_glue_preempt_disable(void)
@@ -126,6 +149,52 @@ void tdx_glue_cond_resched(void)
 u64 tdx_glue_clock_ns(void)
 {
 	return local_clock();
+}
+
+void tdx_glue_lock_sys_init(void)
+{
+	raw_spin_lock(&tdx_sys_init_lock);
+}
+
+void tdx_glue_unlock_sys_init(void)
+{
+	raw_spin_unlock(&tdx_sys_init_lock);
+}
+
+void tdx_glue_lock_seamldr(void)
+{
+	raw_spin_lock(&tdx_seamldr_lock);
+}
+
+void tdx_glue_unlock_seamldr(void)
+{
+	raw_spin_unlock(&tdx_seamldr_lock);
+}
+
+void tdx_glue_cpus_read_lock(void)
+{
+	cpus_read_lock();
+}
+
+void tdx_glue_cpus_read_unlock(void)
+{
+	cpus_read_unlock();
+}
+
+int tdx_glue_stop_machine(int (*func)(void *data), void *data)
+{
+	return stop_machine_cpuslocked(func, data, cpu_online_mask);
+}
+
+void tdx_glue_relax_stopped(void)
+{
+	cpu_relax();
+	touch_nmi_watchdog();
+}
+
+bool tdx_glue_cpu_possible(unsigned int cpu)
+{
+	return cpu_possible(cpu);
 }
 
 bool tdx_glue_cpu_online(unsigned int cpu)
@@ -183,11 +252,46 @@ void *tdx_glue_phys_to_virt(u64 addr)
 	return __va(addr);
 }
 
+void tdx_glue_clflush(u64 addr, unsigned int size)
+{
+	clflush_cache_range(__va(addr), size);
+}
+
 subsys_initcall(tdx_enable);
 
-/* In the order of asm/tdx.h, so that the list compares with its declarations. */
+/* In the order of asm/tdx.h and asm/seamldr.h: the list compares with those. */
 EXPORT_SYMBOL_FOR_MODULES(tdx_get_sysinfo, "kvm-intel,tdx-host");
 EXPORT_SYMBOL_FOR_KVM(tdx_guest_keyid_alloc);
 EXPORT_SYMBOL_FOR_KVM(tdx_get_nr_guest_keyids);
 EXPORT_SYMBOL_FOR_KVM(tdx_guest_keyid_free);
 EXPORT_SYMBOL_FOR_KVM(tdx_quirk_reset_paddr);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_enter);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_addcx);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_page_add);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_sept_add);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_addcx);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_page_aug);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_range_block);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_key_config);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_create);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_create);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_rd);
+EXPORT_SYMBOL_FOR_KVM(tdh_mr_extend);
+EXPORT_SYMBOL_FOR_KVM(tdh_mr_finalize);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_flush);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_vpflushdone);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_key_freeid);
+EXPORT_SYMBOL_FOR_KVM(tdh_mng_init);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_init);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_rd);
+EXPORT_SYMBOL_FOR_KVM(tdh_vp_wr);
+EXPORT_SYMBOL_FOR_KVM(tdh_phymem_page_reclaim);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_track);
+EXPORT_SYMBOL_FOR_KVM(tdh_mem_page_remove);
+EXPORT_SYMBOL_FOR_KVM(tdh_phymem_cache_wb);
+EXPORT_SYMBOL_FOR_KVM(tdh_phymem_page_wbinvd_tdr);
+EXPORT_SYMBOL_FOR_KVM(tdh_phymem_page_wbinvd_hkid);
+EXPORT_SYMBOL_FOR_MODULES(seamldr_get_info, "tdx-host");
+EXPORT_SYMBOL_FOR_MODULES(seamldr_install_module, "tdx-host");
+EXPORT_SYMBOL_FOR_MODULES(seamldr_lock_module_update, "tdx-host");
+EXPORT_SYMBOL_FOR_MODULES(seamldr_unlock_module_update, "tdx-host");

@@ -16,16 +16,19 @@
 #include <linux/memblock.h>
 #include <linux/memory.h>
 #include <linux/memory_hotplug.h>
+#include <linux/mm.h>
 #include <linux/notifier.h>
 #include <linux/smp.h>
 #include <linux/suspend.h>
 #include <linux/syscore_ops.h>
 #include <linux/types.h>
+#include <linux/vmalloc.h>
 
 #include <asm/cpu_device_id.h>
 #include <asm/extable_fixup_types.h>
 #include <asm/mce.h>
 #include <asm/msr-index.h>
+#include <asm/seamldr.h>
 #include <asm/smp.h>
 #include <asm/tdx.h>
 #include <asm/vmx.h>
@@ -45,8 +48,10 @@ bool tdx_glue_has_movdir64b(void);
 bool tdx_glue_has_selfsnoop(void);
 bool tdx_glue_has_bug_pw_mce(void);
 void tdx_glue_set_bug_pw_mce(void);
+bool tdx_glue_has_bug_seamret_invd_vmcs(void);
 void tdx_glue_set_bug_seamret_invd_vmcs(void);
 u32 tdx_glue_boot_cpu_vfm(void);
+u32 tdx_glue_phys_bits(void);
 int tdx_glue_rdmsr_safe(u32 msr, u64 *val);
 
 /* This CPU: VMX, caches, per-CPU state, preemption. */
@@ -55,14 +60,25 @@ void tdx_glue_vmx_put(void);
 void tdx_glue_cache_set_incoherent(bool incoherent);
 bool tdx_glue_cache_incoherent(void);
 void tdx_glue_wbinvd(void);
-bool tdx_glue_lp_initialized(void);
-void tdx_glue_set_lp_initialized(bool done);
 void tdx_glue_preempt_disable(void);
 void tdx_glue_preempt_enable(void);
 void tdx_glue_cond_resched(void);
 u64 tdx_glue_clock_ns(void);
 
+/* Spinning locks that may be taken with interrupts off. */
+void tdx_glue_lock_sys_init(void);
+void tdx_glue_unlock_sys_init(void);
+void tdx_glue_lock_seamldr(void);
+void tdx_glue_unlock_seamldr(void);
+
 /* All CPUs. */
+void tdx_glue_cpus_read_lock(void);
+void tdx_glue_cpus_read_unlock(void);
+int tdx_glue_stop_machine(int (*func)(void *data), void *data);
+void tdx_glue_relax_stopped(void);
+bool tdx_glue_lp_initialized(unsigned int cpu);
+void tdx_glue_set_lp_initialized(unsigned int cpu, bool done);
+bool tdx_glue_cpu_possible(unsigned int cpu);
 bool tdx_glue_cpu_online(unsigned int cpu);
 unsigned int tdx_glue_cpu_package(unsigned int cpu);
 unsigned int tdx_glue_nr_online_cpus(void);
@@ -76,6 +92,7 @@ struct page *tdx_glue_alloc_contig(unsigned long nr_pages, int nid);
 unsigned long tdx_glue_page_to_pfn(struct page *page);
 u64 tdx_glue_virt_to_phys(const void *addr);
 void *tdx_glue_phys_to_virt(u64 addr);
+void tdx_glue_clflush(u64 addr, unsigned int size);
 
 /* tdx_host.rs, called by the initcall in glue.c. */
 int tdx_enable(void);

@@ -28,6 +28,7 @@ printable!(
     crate::abi::TdmrInfoError,
     crate::bringup::Millis,
     crate::fields::FieldId,
+    crate::image::ImageError,
     crate::leaf::Leaf,
     crate::memlist::MemListError,
     crate::memlist::NodeId,

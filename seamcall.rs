@@ -10,6 +10,8 @@
 //! A failure is a [`SeamcallError`]; [`SeamcallError::report`] says in the log which leaf failed,
 //! the status by name, what it means and what to do, and turns it into an errno.
 //!
+//! TDH.VP.ENTER alone goes another way, `vp_enter.S`, by the same rules.
+//!
 //! C it replaces: `seamcall_internal.h`, `seamcall.S` and `tdx_sys_disable()` in
 //! `arch/x86/virt/vmx/tdx`.
 
@@ -77,6 +79,8 @@ pub(crate) enum Cause {
     NotReached(SeamcallStatus),
     /// The module refused, with these registers.
     Refused(SeamcallStatus, Args),
+    /// An operand cannot be right: the call was not made. What the module would have answered.
+    NotMade(SeamcallStatus),
     /// TDX was shut down earlier: the call was not made.
     ShutDown,
 }
@@ -95,18 +99,22 @@ impl SeamcallError {
     /// The status, as the C interfaces return it.
     pub(crate) fn status(&self) -> SeamcallStatus {
         match self.cause {
-            Cause::NotReached(status) | Cause::Refused(status, _) => status,
+            Cause::NotReached(status) | Cause::Refused(status, _) | Cause::NotMade(status) => {
+                status
+            }
             Cause::ShutDown => SeamcallStatus::SEAMCALL_VMFAILINVALID,
         }
     }
 
     /// The errno for it: `ENODEV` no module, `EOPNOTSUPP` TDX off in the BIOS, `EACCES` not in VMX
-    /// operation, `ESHUTDOWN` TDX shut down, `EIO` refused by the module.
+    /// operation, `ESHUTDOWN` TDX shut down, `EINVAL` impossible operand, `EIO` refused by the
+    /// module.
     pub(crate) fn errno(&self) -> Error {
         match self.cause {
             Cause::NotReached(SeamcallStatus::SEAMCALL_VMFAILINVALID) => ENODEV,
             Cause::NotReached(SeamcallStatus::SEAMCALL_GP) => EOPNOTSUPP,
             Cause::NotReached(SeamcallStatus::SEAMCALL_UD) => EACCES,
+            Cause::NotMade(_) => EINVAL,
             Cause::ShutDown => ESHUTDOWN,
             _ => EIO,
         }
@@ -116,7 +124,7 @@ impl SeamcallError {
     fn explanation(&self) -> Option<Explanation> {
         match self.cause {
             Cause::NotReached(status) | Cause::Refused(status, _) => explain(self.leaf, status),
-            Cause::ShutDown => None,
+            Cause::NotMade(_) | Cause::ShutDown => None,
         }
     }
 
@@ -140,6 +148,9 @@ impl fmt::Display for SeamcallError {
         match self.cause {
             Cause::ShutDown => return f.write_str("TDX was shut down"),
             Cause::NotReached(status) => write!(f, "{status}")?,
+            Cause::NotMade(status) => {
+                return write!(f, "not made, for {status}{}", Details(status))
+            }
             Cause::Refused(status, out) => {
                 write!(f, "{status}{}", Details(status))?;
                 if is_about_cpuid(status) {
@@ -176,6 +187,9 @@ enum Exit {
 }
 
 /// Set when TDH.SYS.DISABLE is about to be made: no other call may start after.
+///
+/// Not mangled, because `vp_enter.S` reads it too.
+#[export_name = "tdx_host_shut_down"]
 static SHUT_DOWN: Atomic<i32> = Atomic::new(0);
 
 /// Executes SEAMCALL with `leaf` in RAX. Outputs replace `args` when the module ran.
@@ -294,20 +308,30 @@ fn is_busy(status: SeamcallStatus) -> bool {
         || status.is(SeamcallStatus::KEY_GENERATION_FAILED)
 }
 
-/// Calls the module again while it is busy, a bounded number of times. Sleeps.
-pub(crate) fn call_patiently(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
+/// Calls the module again while it is busy, a bounded number of times, with a `pause` in between.
+fn call_again(leaf: Leaf, args: Args, pause: impl Fn()) -> Result<Reply, SeamcallError> {
     let mut result = call(leaf, args);
     for _ in 1..BUSY_ATTEMPTS {
         match &result {
             Err(e) if is_busy(e.status()) => {
-                // SAFETY: Called in task context, with preemption enabled.
-                unsafe { bindings::tdx_glue_cond_resched() };
+                pause();
                 result = call(leaf, args);
             }
             _ => break,
         }
     }
     result
+}
+
+/// Calls the module again while it is busy, a bounded number of times. Sleeps.
+pub(crate) fn call_patiently(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
+    // SAFETY: Called in task context, with preemption enabled.
+    call_again(leaf, args, || unsafe { bindings::tdx_glue_cond_resched() })
+}
+
+/// The same for any context.
+pub(crate) fn call_spinning(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
+    call_again(leaf, args, kernel::processor::cpu_relax)
 }
 
 /// Flushes the cache of this CPU if SEAMCALLs may have left dirty private lines in it.

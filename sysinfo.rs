@@ -8,12 +8,17 @@
 //!
 //! C it replaces: `tdx_global_metadata.c` in `arch/x86/virt/vmx/tdx`.
 
+use core::cell::UnsafeCell;
 use kernel::alloc::flags::GFP_KERNEL;
 use kernel::bindings;
 use kernel::prelude::*;
 
-use crate::fields::FieldId;
+use crate::fields::{
+    self,
+    FieldId, //
+};
 use crate::leaf::Leaf;
+use crate::lockstep::AllStopped;
 use crate::log::fail;
 use crate::memlist::{
     NodeId,
@@ -58,6 +63,21 @@ fn metadata_failure(error: MetadataError<SeamcallError>) -> Error {
         MetadataError::Read { field, error } => error.report(fmt!("reading {field}")),
         other => fail(other, EINVAL),
     }
+}
+
+/// Reads the version of the data that the module hands over to its successor. Any context.
+pub(crate) fn read_handoff_version() -> Result<u64> {
+    let field = fields::MODULE_HV.id();
+    SysRd
+        .read(field)
+        .map_err(|e| e.report(fmt!("reading {field}")))
+}
+
+/// Reads the version and the features of a module that has just replaced another. Any context.
+pub(crate) fn read_again() -> Result<(Version, Features)> {
+    let version = Version::read(&mut SysRd).map_err(metadata_failure)?;
+    let features = Features::read(&mut SysRd).map_err(metadata_failure)?;
+    Ok((version, features))
 }
 
 /// Reads all metadata; the version is in the log before the rest can fail.
@@ -110,10 +130,7 @@ pub(crate) fn to_c(info: &SysInfo) -> Result<KBox<bindings::tdx_sys_info>> {
         pin_init::init_zeroed::<bindings::tdx_sys_info>(),
         GFP_KERNEL,
     )?;
-    let v = &info.version;
-    c.version.minor_version = v.minor_version;
-    c.version.major_version = v.major_version;
-    c.version.update_version = v.update_version;
+    c.version = version_to_c(info.version);
     c.features.tdx_features0 = info.features.tdx_features0.raw();
     let t = &info.tdmr;
     c.tdmr.max_tdmrs = t.max_tdmrs;
@@ -134,4 +151,44 @@ pub(crate) fn to_c(info: &SysInfo) -> Result<KBox<bindings::tdx_sys_info>> {
     c.td_conf.cpuid_config_leaves = conf.cpuid_config_leaves;
     c.td_conf.cpuid_config_values = conf.cpuid_config_values;
     Ok(c)
+}
+
+/// The metadata as C callers know it, which an update of the module rewrites in place.
+///
+/// # Invariants
+///
+/// Written only while all CPUs are stopped. C reads the version with preemption disabled (see
+/// `seamldr_lock_module_update()`), and so never while it changes.
+pub(crate) struct SharedSysInfo(KBox<UnsafeCell<bindings::tdx_sys_info>>);
+
+// SAFETY: By the type invariant nobody writes while somebody reads.
+unsafe impl Sync for SharedSysInfo {}
+
+impl SharedSysInfo {
+    /// Shares `info` with C.
+    pub(crate) fn new(info: KBox<bindings::tdx_sys_info>) -> Self {
+        // SAFETY: `UnsafeCell` has the layout of what it holds, and the box changes hands.
+        Self(unsafe { KBox::from_raw(KBox::into_raw(info).cast()) })
+    }
+
+    /// Where C finds it.
+    pub(crate) fn as_ptr(&self) -> *const bindings::tdx_sys_info {
+        self.0.get()
+    }
+
+    /// Notes the version of a new module.
+    pub(crate) fn set_version(&self, version: Version, _stopped: &AllStopped<'_>) {
+        // INVARIANT: All CPUs are stopped.
+        // SAFETY: No other CPU runs anything but steps of the update, of which only this one
+        // touches the version.
+        unsafe { (*self.0.get()).version = version_to_c(version) };
+    }
+}
+
+fn version_to_c(version: Version) -> bindings::tdx_sys_info_version {
+    bindings::tdx_sys_info_version {
+        minor_version: version.minor_version,
+        major_version: version.major_version,
+        update_version: version.update_version,
+    }
 }

@@ -14,15 +14,17 @@
 //! |---|---|
 //! | `tdx_host` | detection, the state of TDX, what C asks about it |
 //! | [`bringup`] | the order of initialisation, step by step |
+//! | [`tdh`], [`update`] | the calls about TDs as KVM makes them; runtime update |
+//! | [`td`] | the same calls, typed |
 //! | [`cpu`], [`memory`], [`mce`] | CPU hotplug and power; memory hotplug; machine checks |
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
 //! | [`keyid`], [`pamt_alloc`], [`reset`] | guest KeyIDs; memory for PAMTs; private memory made normal |
-//! | [`seamcall`], [`guards`], [`log`] | the instruction and its errors; locks and contexts as values; printing |
-//! | [`metadata`], [`pamt`], [`tdmr`], [`memlist`], [`abi`] | pure: decoding, planning, ABI structures |
-//! | [`explain`], [`status`], [`leaf`], [`fields`], [`partition`], [`store`], [`range`] | pure: numbers, names, units |
+//! | [`seamcall`], [`lockstep`], [`guards`], [`log`] | the instruction and its errors; all CPUs in step; locks and contexts as values; printing |
+//! | [`tlb`], [`image`], [`metadata`], [`pamt`], [`tdmr`], [`memlist`], [`abi`] | pure: order of TLB tracking, decoding, planning, ABI structures |
+//! | [`explain`], [`operand`], [`status`], [`leaf`], [`fields`], [`partition`], [`store`], [`range`] | pure: numbers, names, units |
 //!
 //! Pure files use `core` only; cargo compiles them too, for property tests. `glue.c` has what only
-//! C can spell.
+//! C can spell, `vp_enter.S` the one call that uses all registers.
 //!
 //! C it replaces: `arch/x86/virt/vmx/tdx/tdx.c`.
 
@@ -31,6 +33,10 @@ use kernel::error::from_result;
 use kernel::ffi::c_int;
 use kernel::pr_info_once;
 use kernel::prelude::*;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
 use kernel::sync::SetOnce;
 
 pub mod abi;
@@ -39,13 +45,16 @@ pub mod cpu;
 pub mod explain;
 pub mod fields;
 pub mod guards;
+pub mod image;
 pub mod keyid;
 pub mod leaf;
+pub mod lockstep;
 pub mod log;
 pub mod mce;
 pub mod memlist;
 pub mod memory;
 pub mod metadata;
+pub mod operand;
 pub mod pamt;
 pub mod pamt_alloc;
 pub mod partition;
@@ -56,13 +65,18 @@ pub mod status;
 pub mod store;
 pub mod sysconfig;
 pub mod sysinfo;
+pub mod td;
+pub mod tdh;
 pub mod tdmr;
+pub mod tlb;
+pub mod update;
 
 use bringup::{
     Ready,
     Stopwatch, //
 };
 use cpu::CpuReadiness;
+use fields::TdxFeatures0;
 use guards::MemHotplugRead;
 use partition::{
     KeyIdError,
@@ -82,6 +96,10 @@ static READY: SetOnce<Ready> = SetOnce::new();
 /// TDX is off, and this is why. Set at most once.
 static OFF: SetOnce<Error> = SetOnce::new();
 
+/// TDX came up, but the module was shut down for an update. Written while all CPUs are stopped; it
+/// stays set if the update fails.
+static LOST: Atomic<i32> = Atomic::new(0);
+
 /// Whether firmware, CPU and kernel allow TDX. Any context.
 pub(crate) fn platform_has_tdx() -> bool {
     PLATFORM.as_ref().is_some()
@@ -98,8 +116,23 @@ pub(crate) fn pamts() -> Option<&'static pamt_alloc::HandedPamts> {
 }
 
 /// What the TDX module can do, once TDX is up. Any context.
-pub(crate) fn module_features() -> Option<fields::TdxFeatures0> {
-    READY.as_ref().map(|ready| ready.features)
+pub(crate) fn module_features() -> Option<TdxFeatures0> {
+    ready().map(|ready| TdxFeatures0::from_raw(ready.features.load(Relaxed)))
+}
+
+/// What bring-up left behind, once TDX is up and unless an update has lost the module. Any context.
+pub(crate) fn ready() -> Option<&'static Ready> {
+    READY.as_ref().filter(|_| LOST.load(Relaxed) == 0)
+}
+
+/// Notes whether there is no module to call, because it was shut down and has no successor yet.
+pub(crate) fn set_lost(lost: bool, _stopped: &lockstep::AllStopped<'_>) {
+    LOST.store(lost.into(), Relaxed);
+}
+
+/// The KeyID of the TDX module's own memory; [`None`] if the platform has no TDX. Any context.
+pub(crate) fn global_keyid() -> Option<partition::KeyId> {
+    PLATFORM.as_ref().map(TdxKeyIds::global)
 }
 
 /// Reads an MSR of this CPU; [`None`] if it has no such MSR.
@@ -191,10 +224,7 @@ fn detect() -> Result<Option<TdxKeyIds>> {
 #[export]
 pub unsafe extern "C" fn tdx_init() {
     // SAFETY: This is the first function of this crate to run, and runs once.
-    unsafe {
-        keyid::init_lock();
-        cpu::init_lock();
-    }
+    unsafe { keyid::init_lock() };
     match detect() {
         Ok(Some(keyids)) => {
             forbid_s3();
@@ -282,7 +312,8 @@ pub unsafe extern "C" fn tdx_enable() -> c_int {
     })
 }
 
-/// The TDX module's metadata, or null while TDX is not up: then the log says once more why.
+/// The TDX module's metadata, or null while TDX is not up or after a failed update has lost the
+/// module: then the log says once more why.
 ///
 /// The metadata stays valid for ever. Any context that may print.
 ///
@@ -291,10 +322,12 @@ pub unsafe extern "C" fn tdx_enable() -> c_int {
 /// None beyond being called by C, which must not write through the pointer.
 #[export]
 pub unsafe extern "C" fn tdx_get_sysinfo() -> *const bindings::tdx_sys_info {
-    match READY.as_ref() {
-        Some(ready) => &raw const *ready.sysinfo,
+    match ready() {
+        Some(ready) => ready.sysinfo.as_ptr(),
         None => {
-            if let Some(why) = OFF.as_ref() {
+            if READY.as_ref().is_some() {
+                pr_info_once!("the TDX module was lost in a failed update, see above\n");
+            } else if let Some(why) = OFF.as_ref() {
                 pr_info_once!("TDX is off since boot ({}), see above\n", why.to_errno());
             }
             core::ptr::null()

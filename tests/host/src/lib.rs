@@ -12,12 +12,16 @@ pub mod abi;
 pub mod explain;
 #[path = "../../../fields.rs"]
 pub mod fields;
+#[path = "../../../image.rs"]
+pub mod image;
 #[path = "../../../leaf.rs"]
 pub mod leaf;
 #[path = "../../../memlist.rs"]
 pub mod memlist;
 #[path = "../../../metadata.rs"]
 pub mod metadata;
+#[path = "../../../operand.rs"]
+pub mod operand;
 #[path = "../../../pamt.rs"]
 pub mod pamt;
 #[path = "../../../partition.rs"]
@@ -30,6 +34,8 @@ pub mod status;
 pub mod store;
 #[path = "../../../tdmr.rs"]
 pub mod tdmr;
+#[path = "../../../tlb.rs"]
+pub mod tlb;
 
 pub mod c_rules;
 pub mod host;
