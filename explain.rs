@@ -51,6 +51,9 @@ const fn say(meaning: &'static str, remedy: &'static str) -> Explanation {
 /// Explains how `leaf` ended; `None` if there is nothing to say beyond the status' name.
 pub fn explain(leaf: Leaf, status: SeamcallStatus) -> Option<Explanation> {
     if status.class() == StatusClass::Software {
+        if leaf.is_seamldr() && status == S::SEAMCALL_VMFAILINVALID {
+            return Some(NO_SEAMLDR);
+        }
         return find(NOT_REACHED, |known| *known == status);
     }
     let on_this_leaf = ON_LEAF
@@ -75,6 +78,12 @@ fn find(table: &[Entry], same: impl Fn(&SeamcallStatus) -> bool) -> Option<Expla
         .find(|(statuses, _)| statuses.iter().any(&same))
         .map(|&(_, explanation)| explanation)
 }
+
+/// The instruction did not reach the P-SEAMLDR.
+const NO_SEAMLDR: Explanation = say(
+    "the P-SEAMLDR is not loaded, and the TDX module cannot be updated without it",
+    "check that the BIOS enables the SEAM loader; update the BIOS",
+);
 
 /// The instruction did not reach the module.
 const NOT_REACHED: &[Entry] = &[
