@@ -208,12 +208,17 @@ impl<'a> Image<'a> {
 /// What the P-SEAMLDR reads in SEAMLDR.INSTALL.
 #[repr(C, align(4096))]
 pub struct SeamldrParams {
-    version: u32,
-    scenario: u32,
-    sigstruct_page: u64,
+    /// Version of this structure: 0.
+    pub version: u32,
+    /// What to do: 1 replaces the running module by one that takes over its TDs.
+    pub scenario: u32,
+    /// HPA of the signature's page.
+    pub sigstruct_page: u64,
     reserved: [u8; 104],
-    module_pages: u64,
-    module_page: [u64; MAX_MODULE_PAGES],
+    /// How many pages the module has.
+    pub module_pages: u64,
+    /// HPAs of the module's pages; 0 beyond the last.
+    pub module_page: [u64; MAX_MODULE_PAGES],
 }
 
 const _: () = assert!(size_of::<SeamldrParams>() == 4096);
@@ -224,7 +229,7 @@ const _: () = assert!(offset_of!(SeamldrParams, module_pages) == 120);
 const _: () = assert!(offset_of!(SeamldrParams, module_page) == 128);
 
 impl SeamldrParams {
-    /// Scenario: replace the running module by one that takes over its TDs.
+    /// The scenario of an update.
     const UPDATE: u32 = 1;
 
     /// Parameters that name nothing yet.
