@@ -316,10 +316,13 @@ mod tests {
     const PAGES: usize = 4;
 
     /// A whole file: one page of signature, two of module.
-    static GOOD: [u8; PAGES * IMAGE_PAGE] = good();
+    static GOOD: [u8; PAGES * IMAGE_PAGE] = file();
 
-    const fn good() -> [u8; PAGES * IMAGE_PAGE] {
-        let mut file = [0; PAGES * IMAGE_PAGE];
+    /// A header for as many pages, and one byte after the last.
+    static TOO_LONG: [u8; PAGES * IMAGE_PAGE + 1] = file();
+
+    const fn file<const LEN: usize>() -> [u8; LEN] {
+        let mut file = [0; LEN];
         file[1] = 2;
         let mut at = 0;
         while at < MAGIC.len() {
@@ -329,7 +332,7 @@ mod tests {
         file[SIGSTRUCT_PAGES_AT] = 1;
         file[MODULE_PAGES_AT] = 2;
         // The first byte of each page of payload is its number.
-        while at < PAGES * IMAGE_PAGE {
+        while at < LEN {
             if at % IMAGE_PAGE == 0 {
                 file[at] = (at / IMAGE_PAGE) as u8;
             }
@@ -363,10 +366,10 @@ mod tests {
     #[test]
     fn each_check_says_what_it_found() {
         assert_eq!(found(MAGIC_AT, b"tdx"), Some(ImageError::NotAnImage));
-        assert_eq!(
-            found(0, &[1, 2]),
-            Some(ImageError::FormatVersion { found: 0x201 })
-        );
+        for version in [0x100u16, 0x201] {
+            let error = ImageError::FormatVersion { found: version };
+            assert_eq!(found(0, &version.to_le_bytes()), Some(error));
+        }
         assert_eq!(
             found(SIGSTRUCT_PAGES_AT, &[2]),
             Some(ImageError::SigstructPages { found: 2 })
@@ -405,6 +408,9 @@ mod tests {
             let error = Image::parse(&GOOD[..have]).err();
             assert_eq!(error, Some(ImageError::Length { expected, have }));
         }
+        let have = expected + 1;
+        let error = Image::parse(&TOO_LONG).err();
+        assert_eq!(error, Some(ImageError::Length { expected, have }));
     }
 
     #[test]

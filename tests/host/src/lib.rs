@@ -42,3 +42,4 @@ pub mod host;
 pub mod interval;
 pub mod memory_map;
 pub mod sys_config;
+pub mod wrong_order;
