@@ -50,10 +50,10 @@ const fn say(meaning: &'static str, remedy: &'static str) -> Explanation {
 
 /// Explains how `leaf` ended; `None` if there is nothing to say beyond the status' name.
 pub fn explain(leaf: Leaf, status: SeamcallStatus) -> Option<Explanation> {
+    if leaf.is_seamldr() {
+        return seamldr(leaf, status);
+    }
     if status.class() == StatusClass::Software {
-        if leaf.is_seamldr() && status == S::SEAMCALL_VMFAILINVALID {
-            return Some(NO_SEAMLDR);
-        }
         return find(NOT_REACHED, |known| *known == status);
     }
     let on_this_leaf = ON_LEAF
@@ -79,11 +79,22 @@ fn find(table: &[Entry], same: impl Fn(&SeamcallStatus) -> bool) -> Option<Expla
         .map(|&(_, explanation)| explanation)
 }
 
-/// The instruction did not reach the P-SEAMLDR.
-const NO_SEAMLDR: Explanation = say(
-    "the P-SEAMLDR is not loaded, and the TDX module cannot be updated without it",
-    "check that the BIOS enables the SEAM loader; update the BIOS",
-);
+/// The P-SEAMLDR has statuses of its own, which nobody has published.
+fn seamldr(leaf: Leaf, status: SeamcallStatus) -> Option<Explanation> {
+    if status == S::SEAMCALL_VMFAILINVALID {
+        return Some(say(
+            "the P-SEAMLDR is not loaded, and the TDX module cannot be updated without it",
+            "check that the BIOS enables the SEAM loader; update the BIOS",
+        ));
+    }
+    if status.class() == StatusClass::Software {
+        return find(NOT_REACHED, |known| *known == status);
+    }
+    (leaf == Leaf::SEAMLDR_INSTALL && !status.is_success()).then_some(say(
+        "the P-SEAMLDR refuses this TDX module",
+        "use a module that Intel signed for this processor and as an update of the running one",
+    ))
+}
 
 /// The instruction did not reach the module.
 const NOT_REACHED: &[Entry] = &[
@@ -601,6 +612,19 @@ mod tests {
         let tme = explain(leaf, S::from_raw(S::INCORRECT_MSR_VALUE.raw() | 0x982));
         assert!(tme.is_some_and(|words| words.remedy == ENABLE_TDX));
         assert!(tme != explain(leaf, S::from_raw(S::INCORRECT_MSR_VALUE.raw() | 0x480)));
+    }
+
+    #[test]
+    fn loader_is_not_mistaken_for_the_module() {
+        let words = |leaf, status| explain(leaf, status).map(|words| words.meaning);
+        let missing = S::SEAMCALL_VMFAILINVALID;
+        let loader = words(Leaf::SEAMLDR_INFO, missing);
+        assert!(loader.is_some() && loader != words(Leaf::TDH_SYS_RD, missing));
+        let disabled = words(Leaf::SEAMLDR_INFO, S::SEAMCALL_GP);
+        assert_eq!(disabled, words(Leaf::TDH_SYS_RD, S::SEAMCALL_GP));
+        assert!(words(Leaf::SEAMLDR_INSTALL, S::OPERAND_INVALID).is_some());
+        assert_eq!(words(Leaf::SEAMLDR_INFO, S::OPERAND_INVALID), None);
+        assert_eq!(words(Leaf::SEAMLDR_INSTALL, S::SUCCESS), None);
     }
 
     #[test]

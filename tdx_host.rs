@@ -122,7 +122,12 @@ pub(crate) fn module_features() -> Option<TdxFeatures0> {
 
 /// What bring-up left behind, once TDX is up and unless an update has lost the module. Any context.
 pub(crate) fn ready() -> Option<&'static Ready> {
-    READY.as_ref().filter(|_| LOST.load(Relaxed) == 0)
+    READY.as_ref().filter(|_| !is_lost())
+}
+
+/// Whether there is no module to call any more, after an update that failed half-way. Any context.
+pub(crate) fn is_lost() -> bool {
+    LOST.load(Relaxed) != 0
 }
 
 /// Notes whether there is no module to call, because it was shut down and has no successor yet.
@@ -325,7 +330,7 @@ pub unsafe extern "C" fn tdx_get_sysinfo() -> *const bindings::tdx_sys_info {
     match ready() {
         Some(ready) => ready.sysinfo.as_ptr(),
         None => {
-            if READY.as_ref().is_some() {
+            if is_lost() {
                 pr_info_once!("the TDX module was lost in a failed update, see above\n");
             } else if let Some(why) = OFF.as_ref() {
                 pr_info_once!("TDX is off since boot ({}), see above\n", why.to_errno());

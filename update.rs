@@ -66,12 +66,12 @@ impl UpdateError {
     fn report(self) -> Error {
         match self {
             UpdateError::NotStarted(errno) => {
-                pr_err!("the TDX module was not updated, the old one works on\n");
+                pr_err!("the TDX module was not updated and is what it was before\n");
                 errno
             }
             UpdateError::ModuleLost(errno) => {
                 pr_err!(
-                    "the update failed half-way and the TDX module is lost: no TD can run ({}). Reboot through firmware to use TDX again\n",
+                    "the TDX module was lost in an update that failed half-way: no TD can run ({}). Reboot through firmware to use TDX again\n",
                     errno.to_errno()
                 );
                 errno
@@ -243,6 +243,9 @@ fn page_address(page: &[u8]) -> Result<PhysAddr> {
 
 /// Replaces the TDX module by the one in `file`. Task context, sleeps; stops the machine for long.
 fn install(file: &[u8]) -> Result<(), UpdateError> {
+    if crate::is_lost() {
+        return Err(UpdateError::ModuleLost(ENODEV));
+    }
     prepare(file)
         .map_err(UpdateError::NotStarted)
         .and_then(|(params, plugged)| {
