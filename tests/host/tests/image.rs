@@ -96,7 +96,8 @@ proptest! {
             }
             Err(error) => {
                 prop_assert!(!good);
-                prop_assert_eq!(matches!(error, ImageError::FormatVersion { .. }), version != 0x200);
+                let about_version = matches!(error, ImageError::FormatVersion { .. });
+                prop_assert_eq!(about_version, version != 0x200);
             }
         }
     }
