@@ -30,6 +30,15 @@ pub(crate) struct Held<'a> {
     id: LockId,
 }
 
+impl Held<'_> {
+    /// Leaves the lock held; whoever keeps its id releases it.
+    pub(crate) fn keep(self) -> LockId {
+        let id = self.id;
+        std::mem::forget(self);
+        id
+    }
+}
+
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.module.state().locks.release(self.id);
@@ -85,6 +94,11 @@ impl<'a> Call<'a> {
         } else {
             Err(Status::OPERAND_INVALID.operand(operand))
         }
+    }
+
+    /// The version of the leaf that was called (RAX bits 23:16).
+    pub(crate) fn version(&self) -> u8 {
+        (self.regs.rax >> 16) as u8
     }
 
     /// Number of processors that firmware enabled.

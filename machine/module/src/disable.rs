@@ -37,6 +37,7 @@ pub(crate) fn disable(call: &mut Call<'_>) -> Answer {
     loop {
         for _ in 0..open.disable_gb_per_poll {
             let Some(lines) = take_gigabyte(call) else {
+                release_pages(call);
                 finish(&mut call.state(), open);
                 return Ok(());
             };
@@ -78,6 +79,14 @@ fn take_gigabyte(call: &Call<'_>) -> Option<Vec<Range<u64>>> {
     let lines = lines(tdmr, start..tdmr.initialized, entry_size);
     tdmr.initialized = start;
     Some(lines)
+}
+
+/// Gives back the pages that TDs still have.
+fn release_pages(call: &Call<'_>) {
+    let pages: Vec<_> = call.tables(|tables| tables.pages.in_use().collect());
+    for page in pages {
+        call.platform.released(page.start, page.end - page.start);
+    }
 }
 
 fn lines(tdmr: &Tdmr, pages: Range<u64>, entry_size: [u16; 3]) -> Vec<Range<u64>> {

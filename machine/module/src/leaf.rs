@@ -2,8 +2,8 @@
 
 //! Numbers and names of the host-side leaves.
 //!
-//! [`Leaf`] lists those that this model answers; [`leaf_name`] also knows the names of others, for
-//! traces.
+//! `module.rs` says which of them this model answers; [`leaf_name`] also knows the names of others,
+//! for traces.
 
 macro_rules! leaves {
     ($($number:literal $konst:ident $name:literal,)*) => {

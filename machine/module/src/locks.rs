@@ -21,6 +21,14 @@ pub(crate) enum LockId {
     Tdmr(usize),
     /// One PAMT entry: level (0 = 4 KB, 1 = 2 MB, 2 = 1 GB) and page number in units of that size.
     Pamt(u8, u64),
+    /// The operation state of the TD with this TDR.
+    OpState(u64),
+    /// The S-EPT of the TD with this TDR.
+    SeptTree(u64),
+    /// One S-EPT entry: TDR, level and first guest address.
+    SeptEntry(u64, u8, u64),
+    /// The TLB epoch of the TD with this TDR.
+    TdEpoch(u64),
 }
 
 /// How a lock is held.

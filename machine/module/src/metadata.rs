@@ -8,16 +8,11 @@
 use std::collections::BTreeMap;
 
 use crate::call::{Answer, Call};
+use crate::fields::{self, NO_FIELD, key};
 use crate::profile::Facts;
 use crate::state::State;
 use crate::{ModuleConfig, Profile, Status};
 
-/// Bits of a field id that must be zero.
-const RESERVED: u64 = 0xff << 24 | 0xf << 34 | 0x1ff << 38 | 7 << 47 | 1 << 55 | 1 << 62;
-/// Bits of a field id that do not matter when all others ask for the first field.
-const CONTEXT: u64 = 7 << 52;
-/// No field: what TDH.SYS.RD returns after the last one or on an error.
-const NO_FIELD: u64 = u64::MAX;
 /// Slots of the CPUID configuration arrays.
 const CPUID_SLOTS: u32 = 32;
 /// Packages that the module can tell apart.
@@ -52,11 +47,6 @@ pub(crate) struct Metadata {
     fields: Vec<Field>,
     /// Values to report instead of the true ones, by key.
     overrides: BTreeMap<u64, u64>,
-}
-
-/// Class and field code, all that identifies a field.
-fn key(id: u64) -> u64 {
-    id & (0x3f << 56 | 0xff_ffff)
 }
 
 impl Field {
@@ -177,13 +167,11 @@ pub(crate) fn sys_rd(call: &mut Call<'_>) -> Answer {
     if !state.lp(call.lp).initialized {
         return Err(Status::SYS_LP_INIT_NOT_DONE);
     }
-    if id | CONTEXT == NO_FIELD {
+    if fields::asks_for_first(id) {
         call.regs.rdx = metadata.fields.first().map_or(NO_FIELD, |field| field.id);
         return Err(Status::METADATA_FIRST_FIELD_ID_IN_CONTEXT);
     }
-    if id & RESERVED != 0 {
-        return Err(Status::METADATA_FIELD_ID_INCORRECT);
-    }
+    fields::parse(id)?;
     let (position, element) = metadata
         .find(id)
         .ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
@@ -233,6 +221,11 @@ fn cpuid_value(index: usize, facts: &Facts, state: &State) -> u64 {
     let native = state.snapshot.cpuid(config.leaf, subleaf);
     let native = [native.eax, native.ebx, native.ecx, native.edx];
     let half = index % 2 * 2;
-    let bits = |n: usize| u64::from(config.direct[n] | config.allow[n] & native[n]);
+    let allow = if facts.reports_allowed_cpuid() {
+        config.allow
+    } else {
+        [0; 4]
+    };
+    let bits = |n: usize| u64::from(config.direct[n] | allow[n] & native[n]);
     bits(half) | bits(half + 1) << 32
 }

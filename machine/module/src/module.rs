@@ -5,12 +5,17 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::call::{Answer, Call};
+use crate::guest_exit::{self, GuestExit};
 use crate::leaf::number;
 use crate::metadata::Metadata;
 use crate::profile::Facts;
 use crate::state::{State, SysState};
+use crate::vp_enter::{self, Entry};
 use crate::{ConfigError, ModuleConfig, Operand, Platform, Regs, Status};
-use crate::{disable, phymem, shutdown, sys_config, sys_init, sys_key, sys_lp_init, tdmr_init};
+use crate::{
+    disable, mem_page, mem_range, mem_sept, mng, mr, phymem, shutdown, sys_config, sys_init,
+};
+use crate::{sys_key, sys_lp_init, td_fields, tdmr_init, teardown, vp, vp_fields};
 
 /// How a SEAMCALL ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +23,9 @@ use crate::{disable, phymem, shutdown, sys_config, sys_init, sys_key, sys_lp_ini
 pub enum Outcome {
     /// The module returned to the host; RAX holds the status. CF is 0.
     Returned,
+    /// The module entered the guest, or went back to it: the registers are now the guest's. The
+    /// processor stays there until [`Module::guest_exit`].
+    Entered,
 }
 
 /// One loaded TDX module.
@@ -31,6 +39,20 @@ pub struct Module {
     metadata: Metadata,
     state: Mutex<State>,
 }
+
+/// There is no guest on the processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoGuest;
+
+impl std::fmt::Display for NoGuest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no guest runs on this processor")
+    }
+}
+
+impl std::error::Error for NoGuest {}
+
+const UNKNOWN_LEAF: Status = Status::OPERAND_INVALID.operand(Operand::Rax);
 
 type Leaf = fn(&mut Call<'_>) -> Answer;
 
@@ -82,15 +104,58 @@ impl Module {
     /// so on). `regs` are the inputs; on return RAX is the status, outputs of the leaf are set, and
     /// every other register is unchanged. `lp` must be below [`Platform::lp_count`].
     pub fn seamcall(&self, lp: usize, regs: &mut Regs, platform: &dyn Platform) -> Outcome {
-        let _inside = InSeam::enter(self, lp);
-        let answer = self.dispatch(Call {
+        let inside = InSeam::enter(self, lp);
+        let mut call = Call {
             module: self,
             lp,
             regs,
             platform,
-        });
-        regs.rax = answer.err().unwrap_or(Status::SUCCESS).raw();
+        };
+        if let Err(status) = self.check_leaf(call.regs.rax) {
+            regs.rax = status.raw();
+            return Outcome::Returned;
+        }
+        if call.regs.rax as u16 != number::VP_ENTER {
+            let answer = self.dispatch(&mut call);
+            regs.rax = answer.err().unwrap_or(Status::SUCCESS).raw();
+            return Outcome::Returned;
+        }
+        match vp_enter::enter(&mut call) {
+            Ok(Entry::Guest(guest)) => {
+                *regs = guest;
+                std::mem::forget(inside);
+                return Outcome::Entered;
+            }
+            Ok(Entry::StillFaulting) => {}
+            Err(status) => regs.rax = status.raw(),
+        }
         Outcome::Returned
+    }
+
+    /// The guest on processor `lp` has stopped (a VM exit) as `exit` describes.
+    ///
+    /// If the module returns to the host, `regs` are the host's registers after its
+    /// TDH.VP.ENTER; if it goes back to the guest, they are the guest's.
+    ///
+    /// # Errors
+    ///
+    /// No guest runs on that processor; nothing has changed.
+    pub fn guest_exit(
+        &self,
+        lp: usize,
+        exit: &GuestExit,
+        regs: &mut Regs,
+        platform: &dyn Platform,
+    ) -> Result<Outcome, NoGuest> {
+        let run = self.state().lp(lp).guest.clone().ok_or(NoGuest)?;
+        *regs = run.host;
+        let mut call = Call {
+            module: self,
+            lp,
+            regs,
+            platform,
+        };
+        Ok(guest_exit::exit(&mut call, &run, exit))
     }
 
     /// A new module of the same build is in place, as the P-SEAMLDR leaves it after an update.
@@ -117,15 +182,17 @@ impl Module {
         &self.metadata
     }
 
-    fn dispatch(&self, mut call: Call<'_>) -> Answer {
-        let unknown = Status::OPERAND_INVALID.operand(Operand::Rax);
-        let rax = call.regs.rax;
+    /// Whether the module knows the leaf and version in RAX and answers it in its present state.
+    fn check_leaf(&self, rax: u64) -> Answer {
         let (leaf, version) = (rax as u16, (rax >> 16) as u8);
         if rax >> 24 != 0 || version > 0 && !self.facts.has_versions(leaf) {
-            return Err(unknown);
+            return Err(UNKNOWN_LEAF);
         }
-        self.check_sys_state(leaf)?;
-        self.leaf(leaf).ok_or(unknown)?(&mut call)
+        self.check_sys_state(leaf)
+    }
+
+    fn dispatch(&self, call: &mut Call<'_>) -> Answer {
+        self.leaf(call.regs.rax as u16).ok_or(UNKNOWN_LEAF)?(call)
     }
 
     /// Whether the module answers `leaf` in its present state.
@@ -150,6 +217,32 @@ impl Module {
 
     fn leaf(&self, leaf: u16) -> Option<Leaf> {
         Some(match leaf {
+            number::MNG_CREATE => mng::create,
+            number::MNG_KEY_CONFIG => mng::key_config,
+            number::MNG_ADDCX => mng::addcx,
+            number::MNG_INIT => mng::init,
+            number::MNG_RD => td_fields::read,
+            number::MNG_VPFLUSHDONE => teardown::vpflushdone,
+            number::MNG_KEY_FREEID => teardown::key_freeid,
+            number::MNG_KEY_RECLAIMID => teardown::key_reclaimid,
+            number::VP_CREATE => vp::create,
+            number::VP_ADDCX => vp::addcx,
+            number::VP_INIT => vp::init,
+            number::VP_FLUSH => vp::flush,
+            number::VP_RD => vp_fields::read,
+            number::VP_WR => vp_fields::write,
+            number::MEM_SEPT_ADD => mem_sept::add,
+            number::MEM_SEPT_REMOVE => mem_sept::remove,
+            number::MEM_PAGE_ADD => mem_page::add,
+            number::MEM_PAGE_AUG => mem_page::aug,
+            number::MEM_PAGE_REMOVE => mem_page::remove,
+            number::MEM_RANGE_BLOCK => mem_range::block,
+            number::MEM_RANGE_UNBLOCK => mem_range::unblock,
+            number::MEM_TRACK => mem_range::track,
+            number::MR_EXTEND => mr::extend,
+            number::MR_FINALIZE => mr::finalize,
+            number::PHYMEM_PAGE_RECLAIM => teardown::page_reclaim,
+            number::PHYMEM_PAGE_WBINVD => phymem::page_wbinvd,
             number::PHYMEM_PAGE_RDMD => phymem::page_rdmd,
             number::PHYMEM_CACHE_WB => phymem::cache_wb,
             number::SYS_KEY_CONFIG => sys_key::key_config,

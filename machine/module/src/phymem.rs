@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Leaves about physical pages and caches: TDH.PHYMEM.PAGE.RDMD and TDH.PHYMEM.CACHE.WB.
+//! Leaves about physical pages and caches: TDH.PHYMEM.PAGE.RDMD, TDH.PHYMEM.PAGE.WBINVD and
+//! TDH.PHYMEM.CACHE.WB. TDH.PHYMEM.PAGE.RECLAIM is in `teardown.rs`.
 
-use crate::addr::PAGE_4K;
-use crate::call::{Answer, Call, Held};
+use crate::call::{Answer, Call};
 use crate::locks::{LockId, Mode};
-use crate::pamt;
+use crate::pamt::{PageType, PageWalk};
 use crate::state::{KeyOwner, State};
-use crate::{Operand, Status};
+use crate::{Operand, Regs, Status};
 
 /// Number of cache sub-blocks.
 const WBINVDP: u32 = 0x98;
@@ -15,35 +15,35 @@ const WBINVDP: u32 = 0x98;
 /// TDH.PHYMEM.PAGE.RDMD: what is this page used for?
 pub(crate) fn page_rdmd(call: &mut Call<'_>) -> Answer {
     let pa = std::mem::take(&mut call.regs.rcx);
-    call.regs.rdx = 0;
-    call.regs.r8 = 0;
-    call.regs.r9 = 0;
-    call.regs.r10 = 0;
-    call.regs.r11 = 0;
-    if !pa.is_multiple_of(PAGE_4K) || !call.keys().is_plain(pa) {
-        return Err(Status::OPERAND_INVALID.operand(Operand::Rcx));
-    }
-    let page_type = pamt::page_type(&call.state().tables.tdmrs, pa)
-        .ok_or(Status::OPERAND_ADDR_RANGE_ERROR.operand(Operand::Rcx))?;
-    let _entries = lock_page(call, pa, Mode::Shared, Operand::Rcx)?;
-    call.regs.rcx = page_type as u64;
+    clear_page_outputs(call.regs);
+    let PageWalk { level, entry } = call.any_page(pa, Mode::Shared, Operand::Rcx)?.walk;
+    call.regs.rcx = entry.page_type as u64;
+    call.regs.rdx = entry.owner;
+    call.regs.r8 = level.into();
+    call.regs.r9 = if entry.has_epoch() {
+        entry.blocked_at
+    } else {
+        0
+    };
     Ok(())
 }
 
-/// Takes the PAMT entries above a 4 KB page and that of the page itself.
-fn lock_page<'a>(
-    call: &Call<'a>,
-    pa: u64,
-    mode: Mode,
-    operand: Operand,
-) -> Result<[Held<'a>; 3], Status> {
-    let busy = Status::OPERAND_BUSY.operand(operand);
-    let entry = |level: usize| LockId::Pamt(level as u8, pa / pamt::LEVEL_SIZE[level]);
-    Ok([
-        call.lock(entry(2), Mode::Shared, busy)?,
-        call.lock(entry(1), Mode::Shared, busy)?,
-        call.lock(entry(0), mode, busy)?,
-    ])
+/// Clears the registers, besides RCX, in which leaves describe a page.
+pub(crate) fn clear_page_outputs(regs: &mut Regs) {
+    regs.rdx = 0;
+    regs.r8 = 0;
+    regs.r9 = 0;
+    regs.r10 = 0;
+    regs.r11 = 0;
+}
+
+/// TDH.PHYMEM.PAGE.WBINVD: removes a free page's lines of one KeyID from all caches.
+pub(crate) fn page_wbinvd(call: &mut Call<'_>) -> Answer {
+    let keys = call.keys();
+    let (pa, hkid) = (keys.without_key(call.regs.rcx), keys.key_of(call.regs.rcx));
+    let _page = call.page(pa, Mode::Shared, PageType::Nda, Operand::Rcx)?;
+    call.platform.page_written_back(pa, hkid as u16);
+    Ok(())
 }
 
 /// TDH.PHYMEM.CACHE.WB: writes back the caches of this package for all KeyIDs that were flushed.

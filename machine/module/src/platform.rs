@@ -79,12 +79,16 @@ pub trait Platform: Send + Sync {
     /// What cannot be read is filled with ones.
     fn read(&self, pa: u64, buf: &mut [u8]);
 
-    /// Writes physical memory with KeyID 0.
+    /// Writes physical memory: a page that the module fills for a TD.
+    ///
+    /// [`made_private`](Platform::made_private) follows for the same page.
     fn write(&self, pa: u64, data: &[u8]);
 
     /// The module has written these lines with a private key.
     ///
-    /// Called for PAMT lines at TDH.SYS.TDMR.INIT and for each page that a leaf takes into use.
+    /// Called for PAMT lines at TDH.SYS.TDMR.INIT, for each page that a leaf takes into use (before
+    /// an error that comes late, too) and for a page that a guest accepts. TDH.MEM.PAGE.AUG alone
+    /// leaves the content of its page untouched.
     /// `pa` and `len` are multiples of 64.
     fn made_private(&self, pa: u64, len: u64, hkid: u16);
 

@@ -3,7 +3,9 @@
 //! What a [`Profile`] means in numbers: [`Facts`], resolved once when the module is loaded.
 
 use crate::leaf::number;
-use crate::{ModuleConfig, Profile};
+use crate::locks::Mode;
+use crate::td_params::{TdParams, config_flags};
+use crate::{ModuleConfig, Operand, Profile};
 
 /// Bit of TDX_FEATURES0 that says that TDH.SYS.DISABLE exists.
 const FEATURE_SYS_DISABLE: u64 = 1 << 53;
@@ -115,6 +117,74 @@ impl Facts {
         }
     }
 
+    /// Whether TDH.VP.INIT looks at IA32_TSC_ADJUST before anything else, not after it gave the vCPU
+    /// an index.
+    pub(crate) fn checks_tsc_adjust_first(&self) -> bool {
+        self.profile == Profile::Baseline
+    }
+
+    /// The operand that TDH.MEM.RANGE.UNBLOCK names when tracking is not done.
+    pub(crate) fn unblock_tracking_operand(&self) -> Operand {
+        match self.profile {
+            Profile::Baseline => Operand::Rcx,
+            Profile::V1_5_01 => Operand::SeptTree,
+        }
+    }
+
+    /// Whether RBP survives an exit of the guest that is not a TDG.VP.VMCALL.
+    pub(crate) fn keeps_rbp(&self, params: &TdParams) -> bool {
+        let configured = params.config_flags & config_flags::NO_RBP_MOD != 0;
+        self.profile == Profile::Baseline && configured
+    }
+
+    /// Whether RBP survives a TDH.VP.ENTER that the zero-step filter turns back.
+    pub(crate) fn zero_step_keeps_rbp(&self, params: &TdParams) -> bool {
+        self.profile == Profile::V1_5_01 || self.keeps_rbp(params)
+    }
+
+    /// How TDH.VP.ENTER takes the S-EPT to see whether logged faults are gone.
+    pub(crate) fn zero_step_tree_lock(&self) -> Mode {
+        match self.profile {
+            Profile::Baseline => Mode::Shared,
+            Profile::V1_5_01 => Mode::Exclusive,
+        }
+    }
+
+    /// Whether TDH.MNG.RD of a CPUID leaf that it does not know says that there is no such field.
+    pub(crate) fn unknown_cpuid_is_incorrect(&self) -> bool {
+        self.profile == Profile::V1_5_01
+    }
+
+    /// Whether TDH.MNG.RD enumerates the last configurable CPUID leaves among all others.
+    pub(crate) fn cpuid_follows_leaf_order(&self) -> bool {
+        self.profile == Profile::V1_5_01
+    }
+
+    /// Whether the metadata show CPUID bits that can be configured only if the processor has them.
+    pub(crate) fn reports_allowed_cpuid(&self) -> bool {
+        self.profile == Profile::Baseline
+    }
+
+    /// Whether MAX_VCPUS of a TD has an upper limit.
+    pub(crate) fn has_vcpu_limit(&self) -> bool {
+        self.profile == Profile::Baseline
+    }
+
+    /// Whether a migratable TD must not have L2 virtual machines.
+    pub(crate) fn refuses_migratable_l2(&self) -> bool {
+        self.profile == Profile::V1_5_01
+    }
+
+    /// Whether TDH.MNG.INIT checks the topology that the TD will see.
+    pub(crate) fn checks_virtual_topology(&self) -> bool {
+        self.profile == Profile::Baseline
+    }
+
+    /// Whether a status about a wrong state says which state it is.
+    pub(crate) fn reports_states(&self) -> bool {
+        self.profile == Profile::Baseline
+    }
+
     /// Whether the KeyID field counts down from the processor's own address width, not from 52.
     pub(crate) fn key_field_follows_maxphyaddr(&self) -> bool {
         self.profile == Profile::Baseline
@@ -126,7 +196,8 @@ impl Facts {
     }
 }
 
-const NO_SUBLEAF: u32 = u32::MAX;
+/// Subleaf of a CPUID leaf that has none.
+pub(crate) const NO_SUBLEAF: u32 = u32::MAX;
 
 fn row(leaf: u32, subleaf: u32, direct: [u32; 4], allow: [u32; 4]) -> CpuidConfig {
     CpuidConfig {
@@ -167,18 +238,22 @@ fn baseline_cpuid_config() -> Vec<CpuidConfig> {
 fn v1_5_01_cpuid_config() -> Vec<CpuidConfig> {
     let none = [0; 4];
     let cache = |edx| [0xffff_c3ff, 0xffff_f000, 0xffff_ffff, edx];
-    let direct_only = |leaf, subleaf, direct| row(leaf, subleaf, direct, none);
-    let mut rows = vec![direct_only(1, NO_SUBLEAF, [0x0fff_3fff, 0x00ff_0000, 0, 0])];
-    rows.extend((0..3).map(|n| direct_only(4, n, cache(0xffff_fffb))));
-    rows.push(direct_only(4, 3, cache(7)));
-    let rest = [
-        (7, 0),
-        (7, 1),
-        (0xa, NO_SUBLEAF),
-        (0x1c, NO_SUBLEAF),
-        (0x8000_0008, NO_SUBLEAF),
-    ];
-    rows.extend(rest.map(|(leaf, subleaf)| direct_only(leaf, subleaf, none)));
-    rows.extend([(7, 2), (0x23, 0)].map(|(leaf, subleaf)| direct_only(leaf, subleaf, none)));
+    let mut rows = vec![row(
+        1,
+        NO_SUBLEAF,
+        [0x0fff_3fff, 0x00ff_0000, 0, 0],
+        [0, 0, 0x3104_4d88, 0xb844_0000],
+    )];
+    rows.extend((0..3).map(|n| row(4, n, cache(0xffff_fffb), none)));
+    rows.extend([
+        row(4, 3, cache(7), none),
+        row(7, 0, none, [0, 0xdc2b_9b18, 0x0241_7f65, 0x0005_411c]),
+        row(7, 1, none, [0x0488_1db0, 0, 0, 0x0002_4430]),
+        row(0xa, NO_SUBLEAF, none, none),
+        row(0x1c, NO_SUBLEAF, none, none),
+        row(0x8000_0008, NO_SUBLEAF, none, [0, 0x200, 0, 0]),
+        row(7, 2, none, [0, 0, 0, 0x28]),
+        row(0x23, 0, none, none),
+    ]);
     rows
 }

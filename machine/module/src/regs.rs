@@ -67,4 +67,32 @@ impl Regs {
             _ => return None,
         })
     }
+
+    /// The registers in the order of their encoding; `None` is RSP.
+    pub(crate) fn by_number(&self) -> [Option<u64>; 16] {
+        let mut copy = *self;
+        copy.by_number_mut().map(|register| register.copied())
+    }
+
+    /// The registers in the order of their encoding; `None` is RSP.
+    pub(crate) fn by_number_mut(&mut self) -> [Option<&mut u64>; 16] {
+        [
+            Some(&mut self.rax),
+            Some(&mut self.rcx),
+            Some(&mut self.rdx),
+            Some(&mut self.rbx),
+            None,
+            Some(&mut self.rbp),
+            Some(&mut self.rsi),
+            Some(&mut self.rdi),
+            Some(&mut self.r8),
+            Some(&mut self.r9),
+            Some(&mut self.r10),
+            Some(&mut self.r11),
+            Some(&mut self.r12),
+            Some(&mut self.r13),
+            Some(&mut self.r14),
+            Some(&mut self.r15),
+        ]
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::profile::NO_SUBLEAF;
 use crate::{CpuidRegs, MemRange, Platform};
 
 /// MSRs that must be equal everywhere and are compared before CPUID, in order.
@@ -97,6 +98,20 @@ impl Snapshot {
             .get(&(leaf, subleaf))
             .copied()
             .unwrap_or_default()
+    }
+
+    /// EAX, EBX, ECX and EDX of a CPUID leaf; all ones as subleaf is a leaf without subleaves.
+    pub(crate) fn cpuid_row(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let subleaf = if subleaf == NO_SUBLEAF { 0 } else { subleaf };
+        let regs = self.cpuid(leaf, subleaf);
+        [regs.eax, regs.ebx, regs.ecx, regs.edx]
+    }
+
+    /// Frequency of the TSC in Hz; zero if CPUID does not say.
+    pub(crate) fn tsc_frequency(&self) -> u64 {
+        let ratio = self.cpuid(0x15, 0);
+        let product = u64::from(ratio.ecx) * u64::from(ratio.ebx);
+        product.checked_div(ratio.eax.into()).unwrap_or(0)
     }
 
     /// The XFAM bits that the processor supports.

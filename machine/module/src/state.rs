@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 
 use crate::addr::KeyLayout;
 use crate::locks::LockTable;
-use crate::pamt::Tdmr;
+use crate::pamt::{self, PageMap, PageWalk, Tdmr};
 use crate::snapshot::Snapshot;
+use crate::td::Td;
+use crate::vcpu::{GuestRun, Vcpu};
 
 /// Stage of the module's life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub(crate) enum SysState {
 }
 
 /// One logical processor.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Lp {
     /// TDH.SYS.LP.INIT succeeded here.
     pub(crate) initialized: bool,
@@ -34,6 +36,8 @@ pub(crate) struct Lp {
     pub(crate) in_seam: bool,
     /// Where it is; known since TDH.SYS.LP.INIT.
     pub(crate) package: usize,
+    /// The guest that runs here now.
+    pub(crate) guest: Option<GuestRun>,
 }
 
 /// Who owns a private KeyID.
@@ -42,14 +46,9 @@ pub(crate) enum KeyOwner {
     /// Nobody.
     #[default]
     Free,
+    /// A TD.
+    Assigned,
     /// The TD that used it is gone; bit n is set while package n may still hold dirty lines.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "made by leaves of a TD's life cycle, which are not modelled"
-        )
-    )]
     Flushed(u32),
     /// The module itself.
     Reserved,
@@ -73,10 +72,33 @@ pub(crate) struct Tables {
     pub(crate) write_back: BTreeMap<usize, WriteBack>,
     /// The configured TDMRs and what is initialised of them.
     pub(crate) tdmrs: Vec<Tdmr>,
+    /// What the pages in them are used for.
+    pub(crate) pages: PageMap,
+    /// TDs by the address of their TDR.
+    pub(crate) tds: BTreeMap<u64, Td>,
+    /// vCPUs by the address of their TDVPR.
+    pub(crate) vcpus: BTreeMap<u64, Vcpu>,
     /// The KeyID of the module's own data.
     pub(crate) global_hkid: u16,
     /// Packages on which the global key is configured, one bit each.
     pub(crate) packages_configured: u32,
+}
+
+impl Tables {
+    /// The TD with this TDR; one that was just created if there is none.
+    pub(crate) fn td(&mut self, tdr: u64) -> &mut Td {
+        self.tds.entry(tdr).or_default()
+    }
+
+    /// The vCPU with this TDVPR; one that was just created if there is none.
+    pub(crate) fn vcpu(&mut self, tdvpr: u64) -> &mut Vcpu {
+        self.vcpus.entry(tdvpr).or_default()
+    }
+
+    /// The PAMT entry for an address; `None` if it is in no usable part of a TDMR.
+    pub(crate) fn page(&self, pa: u64) -> Option<PageWalk> {
+        pamt::walk(&self.tdmrs, &self.pages, pa)
+    }
 }
 
 /// The module's memory.

@@ -8,6 +8,7 @@
 use crate::addr::{self, KeyLayout};
 use crate::call::{Answer, Call};
 use crate::locks::Mode;
+use crate::profile::NO_SUBLEAF;
 use crate::snapshot::Snapshot;
 use crate::state::SysState;
 use crate::{CpuidRegs, MemRange, Operand, Status};
@@ -131,16 +132,11 @@ fn clear_outputs(call: &mut Call<'_>) {
 /// CPUID leaves whose native values the metadata needs.
 fn native_cpuid_leaves(call: &Call<'_>) -> impl Iterator<Item = (u32, u32)> {
     let rows = call.module.facts().cpuid_config.iter();
-    rows.map(|row| {
-        (
-            row.leaf,
-            if row.subleaf == u32::MAX {
-                0
-            } else {
-                row.subleaf
-            },
-        )
-    })
+    let configurable = rows.map(|row| match row.subleaf {
+        NO_SUBLEAF => (row.leaf, 0),
+        subleaf => (row.leaf, subleaf),
+    });
+    configurable.chain(crate::cpuid_values::native_leaves())
 }
 
 fn msr(call: &Call<'_>, index: u32) -> u64 {
@@ -178,7 +174,7 @@ fn check_cpuid(call: &mut Call<'_>) -> Answer {
             return Err(Status::INCORRECT_CPUID_VALUE);
         }
     }
-    let topology = |subleaf| call.platform.cpuid(call.lp, 0x1f, subleaf);
+    let topology = |subleaf| call.platform.cpuid(call.lp, 0x1f, subleaf).ecx;
     if !topology_is_well_formed(topology) {
         return Err(Status::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED);
     }
@@ -200,13 +196,13 @@ fn report_cpuid(call: &mut Call<'_>, leaf: u32, subleaf: u32, mask: [u32; 4], va
 }
 
 /// Whether CPUID leaf 1Fh describes the levels of the topology as the module expects them: threads
-/// first, then cores, then what is above, and nothing after the last.
-fn topology_is_well_formed(cpuid: impl Fn(u32) -> CpuidRegs) -> bool {
+/// first, then cores, then what is above, and nothing after the last. `level` gives ECX of a subleaf.
+pub(crate) fn topology_is_well_formed(level: impl Fn(u32) -> u32) -> bool {
     let mut last_type = 0;
     let mut ended = false;
     let mut has_cores = false;
     for subleaf in 0..6 {
-        let ecx = cpuid(subleaf).ecx;
+        let ecx = level(subleaf);
         let level_type = ecx >> 8 & 0xff;
         if ended && level_type != 0 {
             return false;

@@ -35,9 +35,6 @@ enum Command {
     Sequences {
         #[command(flatten)]
         common: Common,
-        /// Make every call, also those of leaves that the model does not have.
-        #[arg(long)]
-        all_leaves: bool,
     },
 }
 
@@ -79,7 +76,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<Report, Error> {
     match command {
         Command::Vectors { common } => run_vectors(common),
-        Command::Sequences { common, all_leaves } => run_sequences(common, *all_leaves),
+        Command::Sequences { common } => run_sequences(common),
     }
 }
 
@@ -96,13 +93,12 @@ fn run_vectors(common: &Common) -> Result<Report, Error> {
     Ok(report)
 }
 
-fn run_sequences(common: &Common, all_leaves: bool) -> Result<Report, Error> {
+fn run_sequences(common: &Common) -> Result<Report, Error> {
     let processor = common.processor()?;
     let mut report = Report::new(common.show);
-    let options = sequences::Options { all_leaves };
     for file in &common.files {
         for_each_record(file, |sequence| {
-            sequences::replay(&sequence, &processor, options, &mut report)
+            sequences::replay(&sequence, &processor, &mut report)
         })?;
     }
     Ok(report)

@@ -16,8 +16,6 @@ pub struct Tally {
     pub agreed: u64,
     /// Calls that the model answered otherwise.
     pub disagreed: u64,
-    /// Calls that were not made, by reason.
-    pub skipped: BTreeMap<String, u64>,
 }
 
 /// The result of a replay.
@@ -49,15 +47,6 @@ impl Report {
         self.tally(leaf, calls).agreed += calls;
     }
 
-    /// Notes calls that were not made.
-    pub fn skip(&mut self, leaf: &str, calls: u64, reason: &str) {
-        *self
-            .tally(leaf, calls)
-            .skipped
-            .entry(reason.to_owned())
-            .or_default() += calls;
-    }
-
     /// Notes calls that were answered otherwise; `context` describes the first of them.
     pub fn disagree(&mut self, leaf: &str, calls: u64, context: impl FnOnce() -> String) {
         self.tally(leaf, calls).disagreed += calls;
@@ -73,9 +62,6 @@ impl Report {
             total.calls += tally.calls;
             total.agreed += tally.agreed;
             total.disagreed += tally.disagreed;
-            for (reason, calls) in &tally.skipped {
-                *total.skipped.entry(reason.clone()).or_default() += calls;
-            }
         }
         total
     }
@@ -91,11 +77,11 @@ impl fmt::Display for Report {
         for disagreement in &self.disagreements {
             writeln!(f, "{disagreement}")?;
         }
-        let head = ["leaf", "calls", "agreed", "skipped", "differ"];
+        let head = ["leaf", "calls", "agreed", "differ"];
         writeln!(
             f,
-            "{:30} {:>8} {:>8} {:>8} {:>8}",
-            head[0], head[1], head[2], head[3], head[4]
+            "{:30} {:>8} {:>8} {:>8}",
+            head[0], head[1], head[2], head[3]
         )?;
         for (leaf, tally) in &self.tallies {
             row(f, leaf, tally)?;
@@ -105,16 +91,8 @@ impl fmt::Display for Report {
 }
 
 fn row(f: &mut fmt::Formatter<'_>, leaf: &str, tally: &Tally) -> fmt::Result {
-    let skipped: u64 = tally.skipped.values().sum();
     let (calls, agreed, disagreed) = (tally.calls, tally.agreed, tally.disagreed);
-    write!(
-        f,
-        "{leaf:30} {calls:>8} {agreed:>8} {skipped:>8} {disagreed:>8}"
-    )?;
-    for (reason, calls) in &tally.skipped {
-        write!(f, "  ({calls}: {reason})")?;
-    }
-    writeln!(f)
+    writeln!(f, "{leaf:30} {calls:>8} {agreed:>8} {disagreed:>8}")
 }
 
 /// Shows how two register files differ and what was passed in, a line for each register.

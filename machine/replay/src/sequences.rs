@@ -1,44 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Replaying recorded sequences of SEAMCALLs.
+//! Replaying recorded sequences of SEAMCALLs and of exits of the guests that they enter.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use tdx_module::{Module, ModuleConfig, Profile, Regs, Status, leaf_name, number};
+use tdx_module::{GuestExit, Module, ModuleConfig, Outcome, Profile, Regs, leaf_name};
 
-use crate::input::Error;
+use crate::input::{Error, Hex};
 use crate::platform::{Processor, RecordedPlatform};
 use crate::report::{Report, compare};
-use crate::step::{Action, Call, Sequence};
+use crate::step::{self, Action, Call, Sequence};
 
-/// What to replay and how.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Make every call, also those of leaves that the model does not have.
-    pub all_leaves: bool,
-}
-
-/// Leaves whose answers depend on TDs, which the model does not have.
-const DEPENDS_ON_TDS: [u16; 2] = [number::PHYMEM_PAGE_RDMD, number::PHYMEM_CACHE_WB];
-
-/// Leaves of TDs and vCPUs.
-fn is_td_leaf(leaf: u16) -> bool {
-    let other = matches!(
-        leaf,
-        number::PHYMEM_PAGE_RDMD
-            | number::PHYMEM_CACHE_WB
-            | number::SYS_KEY_CONFIG
-            | number::SYS_INIT
-            | number::SYS_RD
-            | number::SYS_LP_INIT
-            | number::SYS_TDMR_INIT
-            | number::SYS_LP_SHUTDOWN
-            | number::SYS_CONFIG
-            | number::SYS_SHUTDOWN
-            | number::SYS_UPDATE
-    );
-    leaf_name(leaf).is_some() && !other
-}
+/// How guest exits are called in a report.
+pub const GUEST_EXIT: &str = "guest exit";
 
 /// Replays one sequence and counts into `report`.
 ///
@@ -48,7 +22,6 @@ fn is_td_leaf(leaf: u16) -> bool {
 pub fn replay(
     sequence: &Sequence,
     processor: &Processor,
-    options: Options,
     report: &mut Report,
 ) -> Result<(), Error> {
     let at = |error: String| format!("sequence {}: {error}", sequence.id);
@@ -64,14 +37,13 @@ pub fn replay(
         sequence: sequence.id,
         module,
         platform,
-        options,
         report,
-        tds_skipped: false,
-        in_guest: BTreeSet::new(),
+        vp_enter: BTreeMap::new(),
     };
     for (index, step) in sequence.steps.iter().enumerate() {
-        let at = |error: String| format!("sequence {}, step {index}: {error}", sequence.id);
-        player.step(index, step.action().map_err(at)?);
+        let at = |error| format!("sequence {}, step {index}: {error}", sequence.id);
+        let action = step.action().map_err(at)?;
+        player.step(index, action).map_err(at)?;
     }
     Ok(())
 }
@@ -80,16 +52,20 @@ struct Player<'a> {
     sequence: u64,
     module: Module,
     platform: RecordedPlatform,
-    options: Options,
     report: &'a mut Report,
-    /// A call that made or changed a TD was left out.
-    tds_skipped: bool,
-    /// Processors that are in a guest.
-    in_guest: BTreeSet<usize>,
+    /// Inputs of the TDH.VP.ENTER of each processor that is in a guest.
+    vp_enter: BTreeMap<usize, Regs>,
+}
+
+/// Where the registers of a step came from and went to.
+struct Compared {
+    input: Regs,
+    expected: (Outcome, Regs),
+    got: (Outcome, Regs),
 }
 
 impl Player<'_> {
-    fn step(&mut self, index: usize, action: Action) {
+    fn step(&mut self, index: usize, action: Action) -> Result<(), Error> {
         use tdx_module::Platform;
         match action {
             Action::Write { pa, bytes } => self.platform.write(pa, &bytes),
@@ -108,69 +84,126 @@ impl Player<'_> {
                 self.platform.set_lp_msr(lp, index, value);
             }
             Action::ModuleUpdate => self.module.replaced(),
-            Action::GuestExit { lp, .. } => {
-                self.report.skip("guest exit", 1, "TDs are not modelled");
-                self.in_guest.remove(&lp);
-            }
-            Action::Call(call) => self.call(index, &call),
+            Action::GuestExit {
+                lp,
+                exit,
+                out,
+                guest,
+            } => return self.guest_exit(index, lp, &exit, out, &guest),
+            Action::Call(call) => return self.call(index, &call),
         }
+        Ok(())
     }
 
-    fn call(&mut self, index: usize, call: &Call) {
+    fn call(&mut self, index: usize, call: &Call) -> Result<(), Error> {
         let leaf = call.input.rax as u16;
         let name = leaf_name(leaf).map_or_else(|| format!("leaf {leaf}"), str::to_owned);
-        if let Some(reason) = self.reason_to_skip(call) {
-            self.report.skip(&name, call.repeat, reason);
-            return;
+        let expected = match call.expected {
+            Some(regs) => (Outcome::Returned, regs),
+            None => (Outcome::Entered, guest_regs(&call.guest)?),
+        };
+        if expected.0 == Outcome::Entered {
+            self.vp_enter.insert(call.lp, call.input);
         }
         self.platform.inject(call.injection);
         for done in 0..call.repeat {
             let mut regs = call.input;
-            let _ = self.module.seamcall(call.lp, &mut regs, &self.platform);
-            if Some(regs) == call.expected {
-                self.report.agree(&name, 1);
-            } else {
-                self.disagree(index, call, &name, call.repeat - done, &regs);
+            let outcome = self.module.seamcall(call.lp, &mut regs, &self.platform);
+            let compared = Compared {
+                input: call.input,
+                expected,
+                got: (outcome, regs),
+            };
+            let left = call.repeat - done;
+            if !self.judge(index, call.lp, &name, left, &compared) {
                 break;
             }
         }
         self.platform.inject(Default::default());
+        Ok(())
     }
 
-    fn disagree(&mut self, index: usize, call: &Call, name: &str, calls: u64, got: &Regs) {
-        let (sequence, lp) = (self.sequence, call.lp);
+    fn guest_exit(
+        &mut self,
+        index: usize,
+        lp: usize,
+        exit: &step::GuestExit,
+        out: Option<BTreeMap<String, Hex>>,
+        guest: &BTreeMap<String, Hex>,
+    ) -> Result<(), Error> {
+        let input = self.vp_enter.get(&lp).copied().unwrap_or_default();
+        let expected = match out {
+            Some(changes) => {
+                let mut regs = input;
+                step::apply(&mut regs, &changes)?;
+                (Outcome::Returned, regs)
+            }
+            None => (Outcome::Entered, guest_regs(guest)?),
+        };
+        let exit = GuestExit {
+            reason: exit.reason,
+            qualification: exit.qualification.0,
+            gpa: exit.gpa.0,
+            interruption: exit.intr_info.0 as u32,
+            regs: guest_regs(&exit.regs)?,
+            progress: false,
+        };
+        let mut regs = Regs::default();
+        match self.module.guest_exit(lp, &exit, &mut regs, &self.platform) {
+            Ok(outcome) => {
+                let got = (outcome, regs);
+                let compared = Compared {
+                    input,
+                    expected,
+                    got,
+                };
+                self.judge(index, lp, GUEST_EXIT, 1, &compared);
+            }
+            Err(error) => {
+                let sequence = self.sequence;
+                self.report.disagree(GUEST_EXIT, 1, || {
+                    format!("sequence {sequence}, step {index}: exit on LP {lp}: {error}")
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts a step that stands for `calls` calls if it differs; returns whether it agrees.
+    fn judge(
+        &mut self,
+        index: usize,
+        lp: usize,
+        name: &str,
+        calls: u64,
+        compared: &Compared,
+    ) -> bool {
+        let Compared {
+            input,
+            expected,
+            got,
+        } = compared;
+        if expected == got {
+            self.report.agree(name, 1);
+            return true;
+        }
+        let sequence = self.sequence;
         self.report.disagree(name, calls, || {
             let head = format!("sequence {sequence}, step {index}: {name} on LP {lp}");
-            match &call.expected {
-                Some(expected) => format!("{head}\n{}", compare(&call.input, expected, got)),
-                None => format!("{head}: recorded an entry into the guest, model {got:x?}"),
-            }
+            let outcome = if expected.0 == got.0 {
+                String::new()
+            } else {
+                format!(", recorded {:?}, model {:?}", expected.0, got.0)
+            };
+            format!("{head}{outcome}\n{}", compare(input, &expected.1, &got.1))
         });
-    }
-
-    /// Why a call cannot be compared, if it cannot.
-    fn reason_to_skip(&mut self, call: &Call) -> Option<&'static str> {
-        let leaf = call.input.rax as u16;
-        if self.options.all_leaves || answered_by_dispatcher(call) {
-            return None;
-        }
-        if is_td_leaf(leaf) {
-            self.tds_skipped = true;
-            if call.expected.is_none() {
-                self.in_guest.insert(call.lp);
-            }
-            return Some("TDs are not modelled");
-        }
-        let depends = DEPENDS_ON_TDS.contains(&leaf) && self.tds_skipped
-            || leaf == number::SYS_SHUTDOWN && !self.in_guest.is_empty();
-        depends.then_some("depends on TDs that are not modelled")
+        false
     }
 }
 
-/// Whether the recorded status comes from before any leaf had a say.
-fn answered_by_dispatcher(call: &Call) -> bool {
-    let status = call.expected.map(|regs| regs.rax);
-    [Status::SYS_NOT_READY, Status::SYS_SHUTDOWN]
-        .map(|s| Some(s.raw()))
-        .contains(&status)
+/// The registers of a guest; those that are missing are zero.
+fn guest_regs(named: &BTreeMap<String, Hex>) -> Result<Regs, Error> {
+    let mut regs = Regs::default();
+    step::apply(&mut regs, named)?;
+    Ok(regs)
 }

@@ -150,13 +150,13 @@ pub fn pattern() -> Regs {
     }
 }
 
-/// Sets the registers that `changes` names.
+/// Sets the registers that `changes` names. RSP is left out.
 ///
 /// # Errors
 ///
 /// A name that is no register.
 pub fn apply(regs: &mut Regs, changes: &BTreeMap<String, Hex>) -> Result<(), Error> {
-    for (name, &Hex(value)) in changes {
+    for (name, &Hex(value)) in changes.iter().filter(|(name, _)| *name != "rsp") {
         *regs
             .by_name(name)
             .ok_or_else(|| format!("unknown key \"{name}\""))? = value;

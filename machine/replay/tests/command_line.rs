@@ -38,7 +38,7 @@ fn agreement_is_success() {
         .to_owned();
     assert_eq!(
         last.split_whitespace().collect::<Vec<_>>(),
-        ["total", "250", "250", "0", "0"]
+        ["total", "250", "250", "0"]
     );
 }
 

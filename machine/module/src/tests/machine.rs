@@ -163,6 +163,12 @@ impl Machine {
             .extend((pa..).zip(bytes.iter().copied()));
     }
 
+    pub(super) fn get(&self, pa: u64, len: usize) -> Vec<u8> {
+        let inner = self.inner();
+        let byte = |pa| inner.memory.get(&pa).copied().unwrap_or(0);
+        (pa..).take(len).map(byte).collect()
+    }
+
     pub(super) fn notes(&self) -> Vec<Note> {
         std::mem::take(&mut self.inner().notes)
     }

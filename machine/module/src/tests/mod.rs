@@ -16,6 +16,11 @@ mod machine;
 mod metadata;
 mod phymem;
 mod shutdown;
+mod td_bench;
+mod td_life;
+mod td_memory;
+mod td_metadata;
+mod td_run;
 mod tdmr;
 
 use std::sync::Arc;
