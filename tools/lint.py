@@ -107,7 +107,7 @@ def c_files() -> list[Path]:
 
 
 def compile_c(build: Path) -> Result:
-    """The C files once more, with every warning an error and kernel's W=1 set."""
+    """The C files once more, with warnings on that kbuild leaves to W=1."""
     name = "warnings of the C files"
     problems = []
     for path in TOP.glob("*.c"):
@@ -118,7 +118,10 @@ def compile_c(build: Path) -> Result:
         words = shlex.split(line.replace("$$", "$").replace("$(pound)", "#"))
         words = [w for w in words if not w.startswith("-Wp,-MMD")]
         words[words.index("-o") + 1] = os.devnull
-        done = run(name, [*words, "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"], cwd=build, quiet=True)
+        more = ["-Wall", "-Wunused", "-Wmissing-prototypes", "-Wmissing-declarations", "-ferror-limit=0"]
+        done = run(name, [*words, *more], cwd=build, quiet=True)
+        if done.status:
+            return failed(name, done.tail)
         # Warnings of the kernel's own headers are not ours.
         problems += [x for x in done.output.splitlines() if f"tdx/{path.name}" in x and ": " in x]
     return failed(name, "\n".join(problems)) if problems else passed(name)
