@@ -48,22 +48,3 @@ def test_suspend_to_ram_is_refused_and_tdx_goes_on(machine):
     assert boot.value("cpus") == "2"
     assert boot.results("TDH.SYS.LP.INIT") == {"SUCCESS": 2}
     check_left_clean(boot)
-
-
-S2IDLE = """
-echo s2idle >/sys/power/mem_sleep
-echo +3 >/sys/class/rtc/rtc0/wakealarm || exit 1
-echo mem >/sys/power/state; echo slept=$?
-echo cpus=$(nproc)
-"""
-
-
-def test_suspend_to_idle_keeps_tdx(machine):
-    """In s2idle the processor keeps its state: TDX needs nothing done again."""
-    boot = machine.run("--cpus", "2", script=S2IDLE)
-    boot.check_up()
-    assert boot.value("slept") == "0", boot.log
-    assert boot.value("cpus") == "2"
-    assert boot.results("TDH.SYS.INIT") == {"SUCCESS": 1}
-    assert boot.results("TDH.SYS.LP.INIT") == {"SUCCESS": 2}
-    check_left_clean(boot)
