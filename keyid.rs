@@ -27,7 +27,7 @@ static RANGE: SetOnce<GuestKeyIds> = SetOnce::new();
 struct Pool {
     /// How many bits are set in `ids`.
     used: u32,
-    /// One bit for each KeyID, counted from the first guest KeyID. [`None`] until [`init`].
+    /// One bit for each KeyID, counted from the first guest KeyID. [`None`] until [`init()`].
     ids: Option<IdPool>,
 }
 

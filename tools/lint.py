@@ -20,7 +20,11 @@ from pathlib import Path
 from steps import CACHE, JOBS, TARGET, TOP, Result, failed, passed, run
 from tree import TDX, git, patched
 
-CARGO = {"machine": TOP / "machine/Cargo.toml", "host tests": TOP / "tests/host/Cargo.toml"}
+CARGO = {
+    "machine": TOP / "machine/Cargo.toml",
+    "host tests": TOP / "tests/host/Cargo.toml",
+    "guest programs": TOP / "tests/guest/Cargo.toml",
+}
 OBJECT = f"{TDX}/tdx_host.o"
 
 

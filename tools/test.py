@@ -152,6 +152,7 @@ def boot() -> list[Result]:
         return results
     env = {
         "TDX_MACHINE": str(TARGET / "release/tdx-machine"),
+        "TDX_TD_CLIENT": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"),
         "TDX_KERNEL_C": str(kernel("c")),
         "TDX_KERNEL_RUST": str(kernel("rust")),
     }

@@ -85,3 +85,9 @@ def assert_given_back(free_without_tdx):
 def free_script() -> str:
     """Script that prints how much memory is free, for `assert_given_back`."""
     return FREE
+
+
+@pytest.fixture(scope="session")
+def td_client() -> Path:
+    """The program that runs TDs inside the machine."""
+    return binary("TDX_TD_CLIENT")

@@ -214,6 +214,10 @@ pub struct Run {
     /// File to put into the guest, by default under its own name in /.
     #[arg(long, value_name = "HOST[:GUEST]", help_heading = "Guest")]
     pub file: Vec<String>,
+    /// What runs inside the TDs: steps such as "touch 0x1000" or "hlt", one per line; without it
+    /// every vCPU of a TD halts.
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
+    pub td_script: Option<PathBuf>,
     /// How the run has to end.
     #[arg(
         long,

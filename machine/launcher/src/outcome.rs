@@ -7,6 +7,7 @@ use crate::units::show;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tdx_platform::summary::Summary;
+use tdx_platform::tds::GuestSummary;
 
 /// The end of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +150,9 @@ pub fn report(
             show(summary.released_bytes)
         ),
     );
+    if summary.tds_created > 0 {
+        line("TDs", tds(summary));
+    }
     let on = summary.cpus.iter().filter(|cpu| cpu.vmxon).count();
     let dirty = summary.cpus.iter().filter(|cpu| cpu.cache_dirty).count();
     line(
@@ -162,6 +166,26 @@ pub fn report(
         line("warning", format!("nothing met the injection {rule}"));
     }
     line("violations", violations(summary));
+    text
+}
+
+fn tds(summary: &Summary) -> String {
+    let total = |count: fn(&GuestSummary) -> u64| summary.guests.iter().map(count).sum::<u64>();
+    let mut text = format!(
+        "{} created, {} left, {} entries, {} steps done",
+        summary.tds_created,
+        summary.tds_alive,
+        total(|guest| guest.entries),
+        total(|guest| guest.steps)
+    );
+    let failures = total(|guest| guest.failures);
+    if failures > 0 {
+        text.push_str(&format!(", {failures} expectations not met"));
+    }
+    if summary.unconverted_bytes > 0 {
+        let forgotten = show(summary.unconverted_bytes);
+        text.push_str(&format!(", {forgotten} not converted after use"));
+    }
     text
 }
 
@@ -225,6 +249,12 @@ mod tests {
         let mut summary = Summary::default();
         summary.violations.insert("converted-dirty".into(), 2);
         summary.unused_injections.push("33=SYS_BUSY".into());
+        (summary.tds_created, summary.unconverted_bytes) = (3, 4096);
+        summary.guests = vec![GuestSummary {
+            entries: 8,
+            failures: 2,
+            ..GuestSummary::default()
+        }];
         let text = report(
             &End::Timeout,
             Some(&summary),
@@ -237,6 +267,9 @@ mod tests {
             "not up",
             "2 converted-dirty",
             "33=SYS_BUSY",
+            "3 created, 0 left, 8 entries",
+            "2 expectations not met",
+            "4 KB not converted",
             "WARNING: x",
         ] {
             assert!(text.contains(part), "{part}: {text}");

@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tdx_platform::script::Script;
 use tdx_platform::summary::Summary;
 
 /// Why a run did not start.
@@ -35,7 +36,10 @@ pub fn run(run: &Run) -> Result<u8, Error> {
         .as_deref()
         .map(files::read_text)
         .transpose()?;
-    let setup = setup(run, map.as_deref()).map_err(Error::Usage)?;
+    let mut setup = setup(run, map.as_deref()).map_err(Error::Usage)?;
+    if let Some(path) = &run.td_script {
+        setup.config.td_script = td_script(path)?;
+    }
     let image = files::initramfs(run)?;
     if !run.kernel.is_file() {
         return Err(Error::Machine(format!(
@@ -55,6 +59,12 @@ pub fn run(run: &Run) -> Result<u8, Error> {
     let status = conclude(run, &setup, &files, &watched, started.elapsed())?;
     directory.done(status == 0);
     Ok(status)
+}
+
+/// The program of the TDs.
+fn td_script(path: &Path) -> Result<Script, Error> {
+    let script = files::read_text(path)?.parse::<Script>();
+    script.map_err(|e| Error::Usage(format!("{}: {e}", path.display())))
 }
 
 /// The QEMU command, as a shell would take it.
@@ -136,4 +146,25 @@ fn traced_violations(trace: &Path) -> u64 {
         .map_while(Result::ok)
         .filter(|line| line.contains(r#""type":"violation""#))
         .count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistake_in_the_td_script_names_the_file_and_the_line() {
+        let path = std::env::temp_dir().join(format!("td-script-{}", std::process::id()));
+        fs::write(&path, "hlt\ndance\n").unwrap();
+        let error = td_script(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        let Error::Usage(text) = error else {
+            panic!("{error:?}")
+        };
+        assert!(
+            text.contains("td-script") && text.contains("line 2"),
+            "{text}"
+        );
+        assert!(matches!(td_script(&path), Err(Error::Usage(_))));
+    }
 }

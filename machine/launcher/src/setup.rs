@@ -2,7 +2,7 @@
 
 //! From the command line to a machine: [`MachineConfig`] and where its memory lies.
 
-use crate::cli::{ProfileName, Run};
+use crate::cli::{ProfileName, Run, Switch};
 use crate::features;
 use crate::memmap::{HIGH, LOW_WITH_HIGH, Layout, Map};
 use std::ops::Range;
@@ -70,6 +70,7 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
         allow: run.allow.clone(),
         watch_memory: run.watch_memory,
         slow: run.slow.iter().copied().collect(),
+        erratum: run.erratum == Switch::On,
         ..MachineConfig::default()
     };
     config.check()?;

@@ -6,6 +6,7 @@
 //! launcher fills in the rest.
 
 use crate::inject::Rule;
+use crate::script::Script;
 use crate::violation::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,6 +62,10 @@ pub struct MachineConfig {
     /// Microseconds that a call of a leaf stays inside the module, by leaf number, so that calls on
     /// other processors meet its locks.
     pub slow: BTreeMap<u16, u32>,
+    /// Partial-write erratum: only a write of a whole line makes private memory ordinary again.
+    pub erratum: bool,
+    /// What runs inside the TDs.
+    pub td_script: Script,
 }
 
 impl Default for MachineConfig {
@@ -88,6 +93,8 @@ impl Default for MachineConfig {
             allow: Vec::new(),
             watch_memory: false,
             slow: BTreeMap::new(),
+            erratum: true,
+            td_script: Script::default(),
         }
     }
 }

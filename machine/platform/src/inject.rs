@@ -193,6 +193,12 @@ impl Injector {
             .map(|rule| rule.what)
     }
 
+    /// Some call got something else than the module's answer.
+    pub fn has_fired(&self) -> bool {
+        let fired = |rule: &Rule| self.calls.get(&rule.leaf).copied().unwrap_or(0) >= rule.first;
+        self.rules.iter().any(fired)
+    }
+
     /// Rules that never matched a call: a scenario that did not test what it meant to.
     pub fn unused(&self) -> Vec<String> {
         let seen = |rule: &Rule| self.calls.get(&rule.leaf).copied().unwrap_or(0) >= rule.first;

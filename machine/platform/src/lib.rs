@@ -7,7 +7,8 @@
 //! from a [`MachineConfig`](config::MachineConfig) and owns a [`Module`](tdx_module::Module) of the
 //! neighbouring crate, which answers the SEAMCALLs. What it judges: `private` knows which lines are
 //! private, `lp` whose caches may hold them, `violation` names what a host must not do. What it
-//! tells: `trace` and `summary`. What it does on command: `inject`.
+//! tells: `trace` and `summary`. What it does on command: `inject`, and inside its TDs: `script`, with
+//! `tds` for where they are.
 //!
 //! No QEMU and no `unsafe` here, so all of it is tested by itself.
 
@@ -21,8 +22,10 @@ mod machine;
 pub mod msr;
 pub mod operands;
 pub mod private;
+pub mod script;
 mod seam;
 pub mod summary;
+pub mod tds;
 pub mod trace;
 pub mod violation;
 

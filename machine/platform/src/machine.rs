@@ -11,11 +11,13 @@ use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
-use crate::private::{CoarseMap, LINE, Owner, PrivateMap};
+use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::summary::{CpuSummary, Progress, Summary};
+use crate::tds::Tds;
 use crate::trace::Trace;
 use crate::violation::{Kind, Violation};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,26 @@ pub(crate) struct State {
     pub(crate) lps: Vec<Lp>,
     pub(crate) private: PrivateMap,
     pub(crate) progress: Progress,
+    /// Time of the last TDH.PHYMEM.CACHE.WB by package and KeyID.
+    pub(crate) write_backs: BTreeMap<(usize, u16), u64>,
+    pub(crate) tds: Tds,
+    /// Memory that was converted while the module used it.
+    pub(crate) taken: Option<u64>,
+}
+
+impl State {
+    /// May the cache of processor `n`, which is in `package`, hold lines of `area` dirty?
+    fn may_hold(&self, n: u32, package: u32, area: &Area) -> bool {
+        let Some(lp) = self.lps.get(n as usize) else {
+            return false;
+        };
+        if area.owner == Owner::Pamt {
+            // Any leaf may write PAMT entries, locks if nothing else.
+            return lp.is_dirty();
+        }
+        let done = self.write_backs.get(&(package as usize, area.hkid));
+        lp.may_hold(area.written) && done.is_none_or(|&done| done < area.written)
+    }
 }
 
 /// What is told to the outside.
@@ -86,6 +108,9 @@ impl Machine {
                 lps: vec![Lp::default(); config.cpus as usize],
                 private: PrivateMap::default(),
                 progress: Progress::default(),
+                write_backs: BTreeMap::new(),
+                tds: Tds::default(),
+                taken: None,
             }),
             injector: Mutex::new(Injector::new(config.inject.clone())),
             report: Mutex::new(Report {
@@ -126,6 +151,9 @@ impl Machine {
         state.private = PrivateMap::default();
         self.coarse.clear();
         state.progress.forget();
+        state.write_backs.clear();
+        state.tds.reset();
+        state.taken = None;
         drop(state);
         lock(&self.report).summary.resets += 1;
         self.event("reset", 0, json!({}));
@@ -197,16 +225,12 @@ impl Machine {
         let Some(area) = state.private.find(line.clone()) else {
             return;
         };
-        let holds = |lp: &Lp| match area.owner {
-            // Any leaf may write PAMT entries, locks if nothing else.
-            Owner::Pamt => lp.is_dirty(),
-            _ => lp.may_hold(area.written),
-        };
-        let dirty: Vec<_> = (0..)
-            .zip(&state.lps)
-            .filter(|(_, lp)| holds(lp))
-            .map(|(n, _)| n)
+        let dirty: Vec<_> = (0..self.config.cpus)
+            .filter(|&n| state.may_hold(n, self.config.package_of(n), &area))
             .collect();
+        if area.used && area.owner != Owner::Pamt {
+            state.taken.get_or_insert(pa);
+        }
         let converted = state.private.release(line);
         drop(state);
         lock(&self.report).summary.converted_bytes += converted;
@@ -231,6 +255,10 @@ impl Machine {
         let Some(area) = lock(&self.state).private.find(pa..pa.saturating_add(len)) else {
             return;
         };
+        if !self.config.erratum && !area.used {
+            // Any store makes the line ordinary memory, and a load before it does no harm.
+            return;
+        }
         let (kind, verb) = if store {
             (Kind::PrivateWrite, "written")
         } else {
@@ -294,8 +322,11 @@ impl Machine {
 
     /// Ends the trace and sums up.
     pub fn finish(&self) -> Summary {
-        let (bring_up, totals, cpus) = {
-            let state = lock(&self.state);
+        let (bring_up, totals, cpus, unconverted, tds, guests) = {
+            let mut state = lock(&self.state);
+            if !self.config.erratum {
+                state.private.forget_unused();
+            }
             let cpus = (0..)
                 .zip(&state.lps)
                 .map(|(n, lp)| CpuSummary::new(self.config.package_of(n), lp));
@@ -303,6 +334,9 @@ impl Machine {
                 state.progress.report(),
                 state.private.totals(),
                 cpus.collect(),
+                state.private.unconverted(),
+                state.tds.count(),
+                state.tds.guests(),
             )
         };
         let unused = lock(&self.injector).unused();
@@ -312,6 +346,9 @@ impl Machine {
         summary.bring_up = bring_up;
         summary.set_private(totals);
         summary.cpus = cpus;
+        summary.unconverted_bytes = unconverted;
+        (summary.tds_created, summary.tds_alive) = tds;
+        summary.guests = guests;
         summary.unused_injections = unused;
         summary
     }

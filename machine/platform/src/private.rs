@@ -22,8 +22,12 @@ pub const LINE: u64 = 64;
 pub enum Owner {
     /// Physical address metadata table, written by TDH.SYS.TDMR.INIT.
     Pamt,
-    /// Control structure of a TD or one of its vCPUs.
-    Control,
+    /// Root of a TD, written with the module's own key.
+    Tdr,
+    /// Control structure of a TD.
+    Tdcs,
+    /// Control structure of a vCPU.
+    Tdvps,
     /// Secure EPT page.
     SecureEpt,
     /// Memory of a TD.
@@ -35,7 +39,9 @@ impl Owner {
     pub fn name(self) -> &'static str {
         match self {
             Owner::Pamt => "pamt",
-            Owner::Control => "control",
+            Owner::Tdr => "tdr",
+            Owner::Tdcs => "tdcs",
+            Owner::Tdvps => "tdvps",
             Owner::SecureEpt => "secure-ept",
             Owner::TdMemory => "td-memory",
         }
@@ -46,8 +52,10 @@ impl Owner {
         match leaf {
             number::SYS_TDMR_INIT => Owner::Pamt,
             number::MEM_SEPT_ADD => Owner::SecureEpt,
-            number::MEM_PAGE_ADD | number::MEM_PAGE_AUG => Owner::TdMemory,
-            _ => Owner::Control,
+            number::MEM_PAGE_ADD | number::MEM_PAGE_AUG | number::VP_ENTER => Owner::TdMemory,
+            number::MNG_CREATE => Owner::Tdr,
+            number::VP_CREATE | number::VP_ADDCX => Owner::Tdvps,
+            _ => Owner::Tdcs,
         }
     }
 }
@@ -59,13 +67,15 @@ pub struct Area {
     pub owner: Owner,
     /// Key they were written with.
     pub hkid: u16,
-    /// Machine time of the last private write to any of them.
+    /// Machine time of the last private write to any of them; 0 if no cache holds them any more.
     pub written: u64,
+    /// The module still uses them; if not, the host has to convert them.
+    pub used: bool,
 }
 
 impl Area {
     fn joins(&self, other: &Area) -> bool {
-        (self.owner, self.hkid) == (other.owner, other.hkid)
+        (self.owner, self.hkid, self.used) == (other.owner, other.hkid, other.used)
     }
 }
 
@@ -124,8 +134,21 @@ impl PrivateMap {
         removed
     }
 
-    /// No cache holds the lines that `range` touches any more, whoever wrote them.
-    pub fn written_back(&mut self, range: Range<u64>) {
+    /// No cache holds the lines of `range` that were written with `hkid`.
+    pub fn written_back(&mut self, range: Range<u64>, hkid: u16) {
+        self.change(range, |area| {
+            if area.hkid == hkid {
+                area.written = 0;
+            }
+        });
+    }
+
+    /// The module does not use the lines that `range` touches any more.
+    pub fn freed(&mut self, range: Range<u64>) {
+        self.change(range, |area| area.used = false);
+    }
+
+    fn change(&mut self, range: Range<u64>, change: impl Fn(&mut Area)) {
         let range = lines(range);
         let touched: Vec<_> = self
             .areas
@@ -137,7 +160,9 @@ impl PrivateMap {
         for (start, (end, area)) in touched {
             let (from, to) = (start.max(range.start), end.min(range.end));
             self.release(from..to);
-            self.areas.insert(from, (to, Area { written: 0, ..area }));
+            let mut area = area;
+            change(&mut area);
+            self.areas.insert(from, (to, area));
         }
     }
 
@@ -158,6 +183,17 @@ impl PrivateMap {
             *totals.entry(area.owner).or_default() += end - start;
         }
         totals
+    }
+
+    /// Takes the lines that the module does not use any more out of the map.
+    pub fn forget_unused(&mut self) {
+        self.areas.retain(|_, (_, area)| area.used);
+    }
+
+    /// Private bytes that the module does not use any more, and the host has not converted.
+    pub fn unconverted(&self) -> u64 {
+        let free = self.areas.iter().filter(|(_, (_, area))| !area.used);
+        free.map(|(start, (end, _))| end - start).sum()
     }
 
     /// No line is private.
@@ -228,11 +264,13 @@ mod tests {
         owner: Owner::Pamt,
         hkid: 16,
         written: 1,
+        used: true,
     };
     const PAGE: Area = Area {
         owner: Owner::TdMemory,
         hkid: 17,
         written: 2,
+        used: true,
     };
 
     #[test]
@@ -296,17 +334,43 @@ mod tests {
     }
 
     #[test]
-    fn write_back_cleans_every_area_it_touches() {
+    fn write_back_cleans_every_area_of_its_key() {
         let mut map = PrivateMap::default();
         map.mark(0..0x1000, PAMT);
         map.mark(0x1000..0x2000, PAGE);
-        map.written_back(0x800..0x1800);
+        map.written_back(0x800..0x1800, 16);
+        map.written_back(0x1400..0x1800, 17);
         let written = |pa| map.find(pa..pa + 1).map(|a: Area| a.written);
         assert_eq!(
-            [0, 0x800, 0x1000, 0x1800].map(written),
-            [Some(1), Some(0), Some(0), Some(2)]
+            [0, 0x800, 0x1000, 0x1400, 0x1800].map(written),
+            [Some(1), Some(0), Some(2), Some(0), Some(2)]
         );
         assert_eq!(map.totals().values().sum::<u64>(), 0x2000);
+    }
+
+    #[test]
+    fn freed_lines_wait_for_their_conversion() {
+        let mut map = PrivateMap::default();
+        map.mark(0..0x2000, PAGE);
+        map.freed(0x1000..0x2000);
+        assert_eq!((map.unconverted(), map.runs()), (0x1000, 2));
+        assert_eq!(map.release(0x1000..0x2000), 0x1000);
+        assert_eq!(map.unconverted(), 0);
+    }
+
+    #[test]
+    fn each_leaf_takes_pages_for_its_own_use() {
+        let owners = [
+            (number::MNG_CREATE, "tdr"),
+            (number::MNG_ADDCX, "tdcs"),
+            (number::VP_CREATE, "tdvps"),
+            (number::VP_ADDCX, "tdvps"),
+            (number::MEM_SEPT_ADD, "secure-ept"),
+            (number::VP_ENTER, "td-memory"),
+        ];
+        for (leaf, name) in owners {
+            assert_eq!(Owner::of_leaf(leaf).name(), name);
+        }
     }
 
     #[test]

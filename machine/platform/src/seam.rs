@@ -2,18 +2,22 @@
 
 //! SEAMCALL: what the processor checks, what is injected, and the way into the module and back.
 
+mod guest;
 mod inside;
+#[cfg(test)]
+mod td_tests;
 #[cfg(test)]
 mod tests;
 
 use crate::machine::{At, Machine, lock};
 use crate::operands::{Tdmr, tdmr_table};
+use crate::tds::freed;
 use crate::trace::{Call, Ending, leaf_label};
 use crate::violation::Kind;
 use crate::{GuestMemory, inject::What};
 use inside::Inside;
 use serde_json::json;
-use tdx_module::{Regs, Status, number};
+use tdx_module::{Outcome, Regs, Status, number};
 
 /// What SEAMCALL does to the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ struct Answer {
 
 const LEAF_MASK: u64 = 0xffff;
 const SEAMLDR: u64 = 1 << 63;
+/// The TDVPR's address in the operand of TDH.VP.ENTER.
+const TDVPR: u64 = 0x000f_ffff_ffff_f000;
 
 impl Machine {
     /// Executes SEAMCALL with `regs` on the processor `at` names. `long_mode` says that it runs in
@@ -149,8 +155,12 @@ impl Machine {
         interrupt: bool,
     ) -> Answer {
         self.enter(at);
+        self.blame_taken_memory(at, leaf);
         let inside = Inside::new(self, mem, leaf, interrupt);
-        let _ = self.module().seamcall(at.lp as usize, &mut regs, &inside);
+        let (module, tdvpr) = (self.module(), regs.rcx & TDVPR);
+        if module.seamcall(at.lp as usize, &mut regs, &inside) == Outcome::Entered {
+            regs = self.run_guest(at, tdvpr, regs, mem, &inside, &module);
+        }
         Answer {
             ending: Ending::Status(regs.rax),
             regs,
@@ -168,11 +178,43 @@ impl Machine {
             (number::SYS_DISABLE | number::SYS_SHUTDOWN, 0) => state.progress.forget(),
             _ => {}
         }
+        if after.rax == 0 {
+            state.tds.follow(leaf, &before, &after);
+            if let Some(range) = freed(leaf, &before, &after) {
+                state.private.freed(range);
+            }
+        }
         drop(state);
+        self.blame_order(at, leaf, after.rax);
         if leaf == number::SYS_CONFIG && plan_rejected(after.rax) {
             let status = Ending::Status(after.rax).name();
             let text = format!("TDH.SYS.CONFIG answered {status}, RAX {:#x}", after.rax);
             self.violation(at, Kind::PlanRejected, None, text);
+        }
+    }
+
+    /// A leaf for TDs is called after the host took memory away that the module used.
+    fn blame_taken_memory(&self, at: At, leaf: u16) {
+        if !is_td_leaf(leaf) {
+            return;
+        }
+        let taken = lock(&self.state).taken.take();
+        if taken.is_some() {
+            let text = format!(
+                "memory that the TDX module used was converted before {}",
+                leaf_label(leaf)
+            );
+            self.violation(at, Kind::ConvertedInUse, taken, text);
+        }
+    }
+
+    /// The module refused a call that a host in its right mind does not make. After an injected fault
+    /// the host may have lost track, so nothing is said any more.
+    fn blame_order(&self, at: At, leaf: u16, rax: u64) {
+        if is_td_leaf(leaf) && only_a_bug(rax) && !lock(&self.injector).has_fired() {
+            let status = Ending::Status(rax).name();
+            let text = format!("{} answered {status}, RAX {rax:#x}", leaf_label(leaf));
+            self.violation(at, Kind::TdMisuse, None, text);
         }
     }
 
@@ -193,6 +235,34 @@ fn plan_rejected(status: u64) -> bool {
     let class = status >> 40 & 0xff;
     let operand = Status::OPERAND_INVALID.raw() >> 32 == status >> 32;
     status >> 63 == 1 && (operand || class == 0xa)
+}
+
+/// Leaves that work on TDs: they expect memory the module uses to be as the module left it.
+fn is_td_leaf(leaf: u16) -> bool {
+    leaf < number::SYS_KEY_CONFIG && leaf != number::PHYMEM_PAGE_RDMD
+        || matches!(
+            leaf,
+            number::MEM_TRACK
+                | number::MEM_RANGE_UNBLOCK
+                | number::PHYMEM_PAGE_WBINVD
+                | number::VP_WR
+        )
+}
+
+/// Statuses that tell of a wrong order of calls, not of bad luck or of what a user asked for.
+fn only_a_bug(rax: u64) -> bool {
+    [
+        Status::TLB_TRACKING_NOT_DONE,
+        Status::GPA_RANGE_NOT_BLOCKED,
+        Status::PAGE_METADATA_INCORRECT,
+        Status::LIFECYCLE_STATE_INCORRECT,
+        Status::TD_ASSOCIATED_PAGES_EXIST,
+        Status::WBCACHE_NOT_COMPLETE,
+        Status::FLUSHVP_NOT_DONE,
+        Status::VCPU_ASSOCIATED,
+    ]
+    .into_iter()
+    .any(|status| status.raw() >> 32 == rax >> 32)
 }
 
 fn reply(ending: Ending, regs: Regs) -> Reply {

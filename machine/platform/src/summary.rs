@@ -5,6 +5,7 @@
 use crate::lp::Lp;
 use crate::operands::Tdmr;
 use crate::private::Owner;
+use crate::tds::GuestSummary;
 use crate::trace::Ending;
 use crate::violation::{Kind, Violation};
 use serde::{Deserialize, Serialize};
@@ -49,12 +50,20 @@ pub struct Summary {
     pub private_bytes: BTreeMap<String, u64>,
     /// Pages of 4 KB that these bytes fill (rounded up per use).
     pub private_pages: u64,
+    /// Those of the private bytes that the module does not use any more: the host forgot them.
+    pub unconverted_bytes: u64,
     /// Bytes the host converted back with MOVDIR64B.
     pub converted_bytes: u64,
     /// Bytes the module itself gave back.
     pub released_bytes: u64,
     /// Resets of the machine after power-on.
     pub resets: u64,
+    /// TDs that were created.
+    pub tds_created: u32,
+    /// TDs that still exist at the end.
+    pub tds_alive: usize,
+    /// What the guests did, for the first 256 of them.
+    pub guests: Vec<GuestSummary>,
     /// State of each logical processor at the end.
     pub cpus: Vec<CpuSummary>,
     /// Violations that fail the run, by kind.

@@ -17,6 +17,10 @@ pub enum Kind {
     SeamcallFault,
     /// TDH.SYS.CONFIG refused the plan.
     PlanRejected,
+    /// The host converted memory that the module used, and went on working with TDs.
+    ConvertedInUse,
+    /// A leaf for TDs was refused in a way that only a wrong order of calls explains.
+    TdMisuse,
     /// Private memory was written by something else than MOVDIR64B (only seen with memory watching).
     PrivateWrite,
     /// Private memory was read with KeyID 0 (only seen with memory watching).
@@ -25,10 +29,12 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 7] = [
         Kind::ConvertedDirty,
         Kind::SeamcallFault,
         Kind::PlanRejected,
+        Kind::ConvertedInUse,
+        Kind::TdMisuse,
         Kind::PrivateWrite,
         Kind::PrivateRead,
     ];
@@ -39,6 +45,8 @@ impl Kind {
             Kind::ConvertedDirty => "converted-dirty",
             Kind::SeamcallFault => "seamcall-fault",
             Kind::PlanRejected => "plan-rejected",
+            Kind::ConvertedInUse => "converted-in-use",
+            Kind::TdMisuse => "td-misuse",
             Kind::PrivateWrite => "private-write",
             Kind::PrivateRead => "private-read",
         }

@@ -230,6 +230,18 @@ impl Step<'_> {
         Next::Goto(insn.rip.wrapping_add(insn.len))
     }
 
+    /// Skips `insn` and leaves the arithmetic flags clear.
+    ///
+    /// A plain skip leaves QEMU's lazily kept flags as they were before the block: an interrupt
+    /// right after it would save nonsense, TF included. Nothing relies on flags across RDMSR.
+    fn skip_clean(&mut self, insn: Insn) -> Next {
+        let after = insn.rip.wrapping_add(insn.len);
+        let resumed = (self.cpl() == 0 && self.long_mode())
+            .then(|| flags::resume(self.cpu, self.irets, after, 0))
+            .flatten();
+        Next::Goto(resumed.unwrap_or(after))
+    }
+
     fn movdir64b(&mut self, insn: Insn, dest: u8, addr32: bool, source: MemOperand) -> Next {
         if !self.machine.config().movdir64b {
             return Next::Native;
@@ -270,7 +282,7 @@ impl Step<'_> {
         };
         self.cpu.set_reg(Reg::Rax, value & 0xffff_ffff);
         self.cpu.set_reg(Reg::Rdx, value >> 32);
-        self.skip(insn)
+        self.skip_clean(insn)
     }
 
     fn wrmsr(&mut self, insn: Insn) -> Next {

@@ -38,8 +38,13 @@ impl<'a> Inside<'a> {
         }
     }
 
+    /// The guest wrote `len` bytes at `pa` with its key.
+    pub(super) fn guest_wrote(&self, pa: u64, len: u64, hkid: u16) {
+        self.made_private(pa, len, hkid);
+    }
+
     /// Stretches the call if the command line asks for it; the module's own locks are held meanwhile.
-    fn linger(&self) {
+    pub(super) fn linger(&self) {
         let time = self
             .machine
             .config
@@ -123,6 +128,7 @@ impl Platform for Inside<'_> {
             owner: Owner::of_leaf(self.leaf),
             hkid,
             written: self.machine.now(),
+            used: true,
         };
         self.machine.coarse.add(pa..pa.saturating_add(len));
         lock(&self.machine.state)
@@ -138,9 +144,17 @@ impl Platform for Inside<'_> {
         lock(&self.machine.report).summary.released_bytes += bytes;
     }
 
-    fn page_written_back(&self, pa: u64, _hkid: u16) {
+    fn caches_written_back(&self, lp: usize, hkids: &[u16]) {
+        let (now, package) = (self.machine.now(), self.package_of(lp));
+        let mut state = lock(&self.machine.state);
+        for &hkid in hkids {
+            state.write_backs.insert((package, hkid), now);
+        }
+    }
+
+    fn page_written_back(&self, pa: u64, hkid: u16) {
         lock(&self.machine.state)
             .private
-            .written_back(pa..pa.saturating_add(4096));
+            .written_back(pa..pa.saturating_add(4096), hkid);
     }
 }

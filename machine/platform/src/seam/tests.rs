@@ -7,7 +7,7 @@ use crate::config::MachineConfig;
 use crate::tests::Ram;
 use tdx_module::MemRange;
 
-const AT: At = At {
+pub(super) const AT: At = At {
     lp: 0,
     rip: 0x1000,
     cpl: 0,
@@ -22,18 +22,18 @@ fn machine(config: MachineConfig) -> Machine {
     Machine::new(config, Box::new(std::io::sink()), Box::new(std::io::sink())).unwrap()
 }
 
-fn call_on(machine: &Machine, lp: u32, regs: Regs, ram: &Ram) -> Reply {
+pub(super) fn call_on(machine: &Machine, lp: u32, regs: Regs, ram: &Ram) -> Reply {
     machine.seamcall(At { lp, ..AT }, true, regs, ram)
 }
 
-fn leaf(number: u16) -> Regs {
+pub(super) fn leaf(number: u16) -> Regs {
     Regs {
         rax: number.into(),
         ..Regs::default()
     }
 }
 
-fn status(reply: Reply) -> u64 {
+pub(super) fn status(reply: Reply) -> u64 {
     match reply {
         Reply::Returned(regs) => regs.rax,
         other => panic!("{other:?}"),
@@ -69,8 +69,8 @@ fn plan(ram: &Ram) -> Regs {
 }
 
 /// A machine on which TDX is up, with one processor.
-fn ready(config: MachineConfig) -> (Machine, Ram) {
-    let (machine, ram) = (machine(config), Ram::new(0x3000));
+pub(super) fn ready(config: MachineConfig) -> (Machine, Ram) {
+    let (machine, ram) = (machine(config), Ram::new(4 << 20));
     machine.vmxon(AT);
     let call = |regs| assert_eq!(status(call_on(&machine, 0, regs, &ram)), 0);
     call(leaf(number::SYS_INIT));
