@@ -206,7 +206,7 @@ def spdx() -> Result:
     """Every file says its licence in its first lines."""
     untagged = []
     for path in tracked():
-        if path.name == "Cargo.lock" or TAG.search(b"\n".join(path.read_bytes().splitlines()[:5])):
+        if path.name in ("Cargo.lock", "COPYING") or TAG.search(b"\n".join(path.read_bytes().splitlines()[:5])):
             continue
         readmes = path.parent.glob("README*")
         if path.suffix in DATA and any(TAG.search(readme.read_bytes()) for readme in readmes):

@@ -44,13 +44,13 @@ pub enum Step {
     Accept { gpa: u64, level: u8 },
     /// TDG.VP.VMCALL with these values in R10 to R15.
     Call([u64; 6]),
-    /// TDG.VP.VMCALL<MMIO>, a read if there is no value; size in bytes.
+    /// `TDG.VP.VMCALL<MMIO>`, a read if there is no value; size in bytes.
     Mmio {
         gpa: u64,
         size: u64,
         value: Option<u64>,
     },
-    /// TDG.VP.VMCALL<MapGPA>, repeated as long as the host asks for it.
+    /// `TDG.VP.VMCALL<MapGPA>`, repeated as long as the host asks for it.
     MapGpa { gpa: u64, size: u64, shared: bool },
     /// Register (index into [`CALL_REGISTERS`]) must have this value.
     Expect { register: usize, value: u64 },

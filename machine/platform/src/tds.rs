@@ -3,7 +3,7 @@
 //! TDs as the machine's processors know them: which page lies at which guest address, and how far
 //! each vCPU is in its program.
 //!
-//! [`Tds`] follows the calls that succeeded. It has what a processor finds in the Secure EPT and in
+//! `Tds` follows the calls that succeeded. It has what a processor finds in the Secure EPT and in
 //! the TD VMCS; what is legal is the module's business. `seam::guest` runs the guests with it.
 
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub(crate) struct Cursor {
     pub(crate) position: usize,
     /// The step at `position` is a call that the host has not answered.
     pub(crate) calling: bool,
-    /// Where TDG.VP.VMCALL<MapGPA> goes on.
+    /// Where `TDG.VP.VMCALL<MapGPA>` goes on.
     pub(crate) map_next: Option<u64>,
     /// The guest has left for the host since its program started over.
     pub(crate) exited: bool,

@@ -2,7 +2,7 @@
 //! What the VMM does when a vCPU comes back from `KVM_RUN`.
 //!
 //! [`step`] runs a vCPU until its next exit and answers that. The loop around
-//! it is in [`crate::run`].
+//! it is in [`mod@crate::run`].
 
 use crate::abi::*;
 use crate::device::Wish;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A TD until it can run, in the order that KVM asks for: [`Td::build`].
 //!
-//! The neighbours are [`crate::memory`], which the TD gets, and [`crate::run`],
+//! The neighbours are [`crate::memory`], which the TD gets, and [`mod@crate::run`],
 //! which runs it.
 
 use crate::abi::*;

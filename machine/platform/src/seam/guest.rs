@@ -23,7 +23,7 @@ const VP_VMCALL: u64 = 0;
 const MEM_PAGE_ACCEPT: u64 = 6;
 /// R10 to R15 in the register mask of TDG.VP.VMCALL.
 const CALL_MASK: u64 = 0xfc00;
-/// R10: the host wants TDG.VP.VMCALL<MapGPA> once more, from R11 on.
+/// R10: the host wants `TDG.VP.VMCALL<MapGPA>` once more, from R11 on.
 const RETRY: u64 = 1;
 /// Qualification of an EPT violation: the guest linear address is valid and translated.
 const LINEAR: u64 = 3 << 7;
