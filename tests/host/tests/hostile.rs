@@ -163,7 +163,7 @@ proptest! {
         let words = format!("{leaf}: {status}{}", Details(status));
         let number = format!("{:#x}", status.raw());
         prop_assert!(words.contains(&number));
-        prop_assert!(explain(leaf, status).is_none() || status.name().is_some());
+        prop_assert!(explain(leaf, status).is_none() || status.name().is_some() || leaf.is_seamldr());
     }
 }
 
