@@ -71,7 +71,7 @@ fn zero_lines(start: u64, end: u64) {
                 "movdir64b {dst}, [{src}]",
                 dst = in(reg) line,
                 src = in(reg) ZEROES.as_ptr(),
-                options(nostack, preserves_flags),
+                options(nostack),
             );
         }
     }

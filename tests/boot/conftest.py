@@ -71,12 +71,12 @@ def free_without_tdx(machine_with):
 def assert_given_back(free_without_tdx):
     """A function: a failed bring-up on 2 CPUs and 2 GB has kept no memory.
 
-    The PAMT of 2 GB has 8 MB; what differs from boot to boot is well below half.
+    The PAMT of 2 GB has 8212 KB; up to 5 MB have been seen to differ from boot to boot.
     """
 
     def check(boot: Boot) -> None:
         lost = free_without_tdx(boot.kernel) - int(boot.value("free"))
-        assert lost < 4096, f"{lost} KB are not given back"
+        assert lost < 7168, f"{lost} KB are not given back"
 
     return check
 

@@ -233,7 +233,8 @@ impl Step<'_> {
     /// Skips `insn` and leaves the arithmetic flags clear.
     ///
     /// A plain skip leaves QEMU's lazily kept flags as they were before the block: an interrupt
-    /// right after it would save nonsense, TF included. Nothing relies on flags across RDMSR.
+    /// right after it would save nonsense, TF and NT included. C takes every piece of inline
+    /// assembly to change the flags, so nothing relies on them across RDMSR and MOVDIR64B.
     fn skip_clean(&mut self, insn: Insn) -> Next {
         let after = insn.rip.wrapping_add(insn.len);
         let resumed = (self.cpl() == 0 && self.long_mode())
@@ -269,7 +270,7 @@ impl Step<'_> {
             return Next::Native;
         };
         self.machine.movdir64b(self.at(insn), pa);
-        self.skip(insn)
+        self.skip_clean(insn)
     }
 
     fn rdmsr(&mut self, insn: Insn) -> Next {

@@ -259,7 +259,7 @@ fn movdir64b_copies_a_line_or_faults() {
     bench.cpu.write_virt(KERNEL + 0x2000, &[0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5000);
     bench.cpu.set_reg(Reg::Rcx, KERNEL + 0x2000);
-    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Goto(RIP + 5));
+    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Goto(IRET));
     let mut line = [0; 64];
     assert!(bench.cpu.read_virt(KERNEL + 0x5000, &mut line) && line == [0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5008);
