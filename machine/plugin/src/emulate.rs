@@ -226,16 +226,13 @@ impl Step<'_> {
         }
     }
 
-    fn skip(&self, insn: Insn) -> Next {
-        Next::Goto(insn.rip.wrapping_add(insn.len))
-    }
-
     /// Skips `insn` and leaves the arithmetic flags clear.
     ///
-    /// A plain skip leaves QEMU's lazily kept flags as they were before the block: an interrupt
-    /// right after it would save nonsense, TF and NT included. C takes every piece of inline
-    /// assembly to change the flags, so nothing relies on them across RDMSR and MOVDIR64B.
-    fn skip_clean(&mut self, insn: Insn) -> Next {
+    /// Merely moving on would leave QEMU's lazily kept flags as they were before the block: an
+    /// interrupt right after it would save nonsense, TF and NT included. MOV to and from CR4 leave
+    /// the flags undefined, and C takes every piece of inline assembly to change them, so nothing
+    /// relies on them across RDMSR and MOVDIR64B.
+    fn skip(&mut self, insn: Insn) -> Next {
         let after = insn.rip.wrapping_add(insn.len);
         let resumed = (self.cpl() == 0 && self.long_mode())
             .then(|| flags::resume(self.cpu, self.irets, after, 0))
@@ -270,7 +267,7 @@ impl Step<'_> {
             return Next::Native;
         };
         self.machine.movdir64b(self.at(insn), pa);
-        self.skip_clean(insn)
+        self.skip(insn)
     }
 
     fn rdmsr(&mut self, insn: Insn) -> Next {
@@ -283,7 +280,7 @@ impl Step<'_> {
         };
         self.cpu.set_reg(Reg::Rax, value & 0xffff_ffff);
         self.cpu.set_reg(Reg::Rdx, value >> 32);
-        self.skip_clean(insn)
+        self.skip(insn)
     }
 
     fn wrmsr(&mut self, insn: Insn) -> Next {

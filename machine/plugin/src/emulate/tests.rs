@@ -103,7 +103,7 @@ impl Bench {
 
     fn enter_vmx(&mut self) {
         self.cpu.set_reg(Reg::Rax, VMXE);
-        assert_eq!(self.run(&WRITE_CR4_RAX), Next::Goto(RIP + 3));
+        assert_eq!(self.run(&WRITE_CR4_RAX), Next::Goto(IRET));
         self.cpu.write_virt(KERNEL + 0x3000, &REGION.to_le_bytes());
         self.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
         assert_eq!(self.run(&VMXON_RAX), Next::Goto(IRET));
@@ -211,9 +211,9 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
 fn cr4_shows_vmxe_that_qemu_never_sees() {
     let mut bench = Bench::new(config());
     bench.cpu.set_reg(Reg::Rax, VMXE | 0x20);
-    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Goto(RIP + 3));
+    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Goto(IRET));
     assert_eq!(bench.cpu.reg(Reg::Cr4), 0x20);
-    assert_eq!(bench.run(&READ_CR4_RAX), Next::Goto(RIP + 3));
+    assert_eq!(bench.run(&READ_CR4_RAX), Next::Goto(IRET));
     assert_eq!(bench.cpu.reg(Reg::Rax), VMXE | 0x20);
     bench.cpu.set_reg(Reg::Rax, 0x20);
     assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Native);

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What the TD of `make run` does; see Documentation/machine.rst, "Inside the TDs".
+
+# A page of the measured image, then one that is new: the host adds it, the TD accepts it.
+store 0x1000 0x1234
+accept 0x100000
+store 0x100000 7
+load 0x100000
+expect r11=7
+
+# Two pages become shared with the host and private again.
+map-gpa shared 0x200000 0x2000
+expect r10=0
+store shared 0x200000 0x55
+map-gpa private 0x200000 0x2000
+expect r10=0
+accept 0x200000
+load 0x200000
+expect r11=0
+
+# A device's register, and a serial port.
+mmio-write 0xfe000000 4 0xabcd
+mmio-read 0xfe000000 4
+expect r11=0xabcd
+io-write 0x3f8 1 0x48
+io-write 0x3f8 1 0x65
+io-write 0x3f8 1 0x6c
+io-write 0x3f8 1 0x6c
+io-write 0x3f8 1 0x6f
+io-write 0x3f8 1 0x2c
+io-write 0x3f8 1 0x20
+io-write 0x3f8 1 0x49
+io-write 0x3f8 1 0x20
+io-write 0x3f8 1 0x61
+io-write 0x3f8 1 0x6d
+io-write 0x3f8 1 0x20
+io-write 0x3f8 1 0x61
+io-write 0x3f8 1 0x20
+io-write 0x3f8 1 0x54
+io-write 0x3f8 1 0x44
+io-write 0x3f8 1 0x0a
+at-end shutdown
