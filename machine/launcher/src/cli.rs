@@ -169,13 +169,14 @@ pub struct Run {
     #[arg(long, value_name = "NAME=VALUE", help_heading = "TDX module")]
     pub module: Vec<String>,
 
-    /// Fault to inject: a leaf, optionally ":" and the first call hit, "=", a status, optionally "*"
-    /// and the number of calls hit (or "always"). STATUS is a name, a number, vmfail, gp or ud.
-    /// Without first call and number every call is hit; with a first call alone, that one.
+    /// Fault to inject: a leaf, optionally "@" and the number of a TD, optionally ":" and the first
+    /// call hit, "=", a status, optionally "*" and the number of calls hit (or "always"). STATUS is a
+    /// name, a number, vmfail, gp or ud. Without first call and number every call is hit; with a first
+    /// call alone, that one. With a TD, only calls since that call of TDH.MNG.CREATE count.
     /// Example: SYS.INIT:2=RND_NO_ENTROPY*3
     #[arg(
         long,
-        value_name = "LEAF[:FIRST]=STATUS[*COUNT]",
+        value_name = "LEAF[@TD][:FIRST]=STATUS[*COUNT]",
         help_heading = "Faults"
     )]
     pub inject: Vec<Rule>,

@@ -2,10 +2,11 @@
 
 //! Faults on command: what a SEAMCALL gets instead of the module's answer.
 //!
-//! A [`Rule`] reads `LEAF[:FIRST]=WHAT[*COUNT]`. LEAF is a name or number, FIRST counts the calls of
-//! that leaf on all processors from 1, WHAT is a status by name or number, `vmfail`, `gp` or `ud`.
+//! A [`Rule`] reads `LEAF[@TD][:FIRST]=WHAT[*COUNT]`. LEAF is a name or number, FIRST counts the calls
+//! of that leaf on all processors from 1, WHAT is a status by name or number, `vmfail`, `gp` or `ud`.
 //! Without FIRST and COUNT every call is hit, with FIRST alone that call, with COUNT alone the first
-//! COUNT calls. [`Injector`] applies the rules; the first that matches wins.
+//! COUNT calls. With TD only calls from the TDth call of TDH.MNG.CREATE up to the next one count.
+//! [`Injector`] applies the rules; the first that matches wins.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub enum What {
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
     leaf: u16,
+    /// Only calls after this call of TDH.MNG.CREATE (from 1) and before the next are counted and hit.
+    td: Option<u64>,
     first: u64,
     /// Calls hit, `None` for all from `first` on.
     count: Option<u64>,
@@ -46,8 +49,12 @@ impl Rule {
         self.leaf
     }
 
-    fn hits(&self, leaf: u16, call: u64) -> bool {
+    /// Does the rule hit a call that is number `call` in the run and number `in_td` since the TD
+    /// number `td` was begun?
+    fn hits(&self, leaf: u16, call: u64, td: u64, in_td: u64) -> bool {
+        let call = if self.td.is_some() { in_td } else { call };
         leaf == self.leaf
+            && self.td.is_none_or(|wanted| wanted == td)
             && call >= self.first
             && self.count.is_none_or(|count| call - self.first < count)
     }
@@ -60,11 +67,9 @@ impl FromStr for Rule {
         let bad = |why: String| format!("'{text}': {why}");
         let (target, effect) = text
             .split_once('=')
-            .ok_or_else(|| bad("expected LEAF[:FIRST]=STATUS[*COUNT]".into()))?;
-        let (leaf, first) = match target.split_once(':') {
-            Some((leaf, first)) => (leaf, Some(positive(first).map_err(bad)?)),
-            None => (target, None),
-        };
+            .ok_or_else(|| bad("expected LEAF[@TD][:FIRST]=STATUS[*COUNT]".into()))?;
+        let (target, first) = split_number(target, ':').map_err(bad)?;
+        let (leaf, td) = split_number(target, '@').map_err(bad)?;
         let (what, count) = match effect.split_once('*') {
             Some((what, "always")) => (what, Some(None)),
             Some((what, count)) => (what, Some(Some(positive(count).map_err(bad)?))),
@@ -73,6 +78,7 @@ impl FromStr for Rule {
         let leaf = leaf_by_name(leaf).map_err(bad)?;
         Ok(Rule {
             leaf,
+            td,
             first: first.unwrap_or(1),
             count: count.unwrap_or(first.map(|_| 1)),
             what: parse_what(leaf, what).map_err(bad)?,
@@ -98,6 +104,14 @@ impl From<Rule> for String {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// What is before `mark`, and the number after it if there is one.
+fn split_number(text: &str, mark: char) -> Result<(&str, Option<u64>), String> {
+    match text.split_once(mark) {
+        Some((before, number)) => Ok((before, Some(positive(number)?))),
+        None => Ok((text, None)),
     }
 }
 
@@ -166,16 +180,20 @@ pub fn status_by_name(name: &str) -> Option<u64> {
 /// Applies rules to the calls of one machine.
 #[derive(Debug, Default)]
 pub struct Injector {
-    rules: Vec<Rule>,
+    /// Rules, and whether each has met a call.
+    rules: Vec<(Rule, bool)>,
     calls: BTreeMap<u16, u64>,
+    /// Calls of TDH.MNG.CREATE, and those of each leaf since the last of them.
+    tds: u64,
+    calls_in_td: BTreeMap<u16, u64>,
 }
 
 impl Injector {
     /// An injector with these rules and no call counted yet.
     pub fn new(rules: Vec<Rule>) -> Injector {
         Injector {
-            rules,
-            calls: BTreeMap::new(),
+            rules: rules.into_iter().map(|rule| (rule, false)).collect(),
+            ..Injector::default()
         }
     }
 
@@ -184,28 +202,37 @@ impl Injector {
         if self.rules.is_empty() {
             return None;
         }
-        let call = self.calls.entry(leaf).or_insert(0);
-        *call += 1;
-        let call = *call;
-        self.rules
-            .iter()
-            .find(|rule| rule.hits(leaf, call))
-            .map(|rule| rule.what)
+        if leaf == number::MNG_CREATE {
+            self.tds += 1;
+            self.calls_in_td.clear();
+        }
+        let count = |calls: &mut BTreeMap<u16, u64>| {
+            let call = calls.entry(leaf).or_insert(0);
+            *call += 1;
+            *call
+        };
+        let (call, in_td) = (count(&mut self.calls), count(&mut self.calls_in_td));
+        let mut what = None;
+        for (rule, met) in &mut self.rules {
+            if rule.hits(leaf, call, self.tds, in_td) {
+                *met = true;
+                what = what.or(Some(rule.what));
+            }
+        }
+        what
     }
 
     /// Some call got something else than the module's answer.
     pub fn has_fired(&self) -> bool {
-        let fired = |rule: &Rule| self.calls.get(&rule.leaf).copied().unwrap_or(0) >= rule.first;
-        self.rules.iter().any(fired)
+        self.rules.iter().any(|(_, met)| *met)
     }
 
     /// Rules that never matched a call: a scenario that did not test what it meant to.
     pub fn unused(&self) -> Vec<String> {
-        let seen = |rule: &Rule| self.calls.get(&rule.leaf).copied().unwrap_or(0) >= rule.first;
         self.rules
             .iter()
-            .filter(|rule| !seen(rule))
-            .map(Rule::to_string)
+            .filter(|(_, met)| !met)
+            .map(|(rule, _)| rule.to_string())
             .collect()
     }
 }
@@ -232,6 +259,21 @@ mod tests {
         assert_eq!(hits("33:2=SYS_BUSY*2", 33, 5), [2, 3]);
         assert_eq!(hits("33:3=SYS_BUSY*always", 33, 5), [3, 4, 5]);
         assert!(hits("33=SYS_BUSY", 35, 3).is_empty());
+    }
+
+    #[test]
+    fn a_rule_can_be_about_one_td() {
+        let mut injector = Injector::new(vec![
+            "MEM.TRACK@2:2=OPERAND_BUSY".parse().unwrap(),
+            "MNG.CREATE@3=SYS_BUSY".parse().unwrap(),
+        ]);
+        let (create, track) = (number::MNG_CREATE, number::MEM_TRACK);
+        let calls = [create, track, track, create, track, create, track, track];
+        let hit = |injector: &mut Injector| calls.map(|leaf| injector.next(leaf).is_some());
+        let third = [false, false, false, false, false, true, false, false];
+        assert_eq!(hit(&mut injector), third, "TD 2 has one TRACK only");
+        assert_eq!(injector.unused(), ["MEM.TRACK@2:2=OPERAND_BUSY"]);
+        assert_eq!(hits("MEM.TRACK@1=OPERAND_BUSY", track, 3), [] as [u64; 0]);
     }
 
     #[test]
@@ -262,6 +304,8 @@ mod tests {
             "33",
             "NO.SUCH=SYS_BUSY",
             "33:0=SYS_BUSY",
+            "33@0=SYS_BUSY",
+            "33@=SYS_BUSY",
             "33=NO_SUCH",
             "33=SYS_BUSY*x",
             "70000=ud",

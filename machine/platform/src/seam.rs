@@ -16,7 +16,7 @@ use crate::trace::{Call, Ending, leaf_label};
 use crate::violation::Kind;
 use crate::{GuestMemory, inject::What};
 use inside::Inside;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tdx_module::{Outcome, Regs, Status, number};
 
 /// What SEAMCALL does to the processor.
@@ -56,6 +56,9 @@ impl Machine {
             self.not_reached(at, leaf, regs, ending);
             return reply(ending, regs);
         }
+        if leaf == number::MNG_CREATE {
+            self.event("census", at.lp, self.census());
+        }
         let answer = self.answer(at, leaf, regs, mem);
         let tdmrs = if leaf == number::SYS_CONFIG {
             let reserved = self.config.module.max_reserved_per_tdmr;
@@ -75,6 +78,18 @@ impl Machine {
             tdmrs,
         });
         reply(answer.ending, answer.regs)
+    }
+
+    /// Tells what is left of the TDs before a new one: private bytes by use, those of them that the
+    /// host forgot to convert, and TDs that still exist.
+    fn census(&self) -> Value {
+        let state = lock(&self.state);
+        let private = state.private.totals().into_iter();
+        let private: Map<_, _> = private
+            .map(|(owner, bytes)| (owner.name().to_owned(), bytes.into()))
+            .collect();
+        let (unconverted, tds) = (state.private.unconverted(), state.tds.count().1);
+        json!({ "private": private, "unconverted": unconverted, "tds": tds })
     }
 
     /// The answer to a call that reaches the module, from the injector or from the module.

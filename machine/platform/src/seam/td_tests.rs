@@ -339,6 +339,23 @@ fn a_td_that_is_gone_leaves_nothing() {
 }
 
 #[test]
+fn the_census_tells_used_memory_from_forgotten_memory() {
+    let td = td("accept 0x5000");
+    let census = td.machine.census();
+    let private = &census["private"];
+    assert_eq!(
+        (&census["tds"], &census["unconverted"]),
+        (&1.into(), &0.into())
+    );
+    assert_eq!(private["secure-ept"], 3 * 0x1000);
+    assert_eq!(private["tdvps"], 6 * 0x1000);
+    td.aug(0x5000, PAGE);
+    td.enter(0, 0);
+    td.remove(0x5000);
+    assert_eq!(td.machine.census()["unconverted"], 0x1000);
+}
+
+#[test]
 fn vcpus_of_a_td_follow_their_own_program() {
     let td = td("td 1\nfatal 1\nvcpu 0\nfatal 2");
     let exit = td.enter(0, 0);
