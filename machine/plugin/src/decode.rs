@@ -56,8 +56,10 @@ pub enum Op {
     Invept(u8),
     /// INVVPID: type in the register, descriptor in memory.
     Invvpid(u8),
-    /// A VMX or SEAM instruction the machine has no model of.
-    UnsupportedVmx(&'static str),
+    /// An instruction on a VMCS, which the machine has no model of.
+    Vmcs(&'static str),
+    /// A SEAM instruction that is not for the host.
+    UnsupportedSeam(&'static str),
     /// MOVDIR64B: destination address in the register, source in memory.
     Movdir64b {
         /// Register number that holds the destination address.
@@ -142,23 +144,23 @@ pub fn decode(bytes: &[u8], rip: u64) -> Option<(Op, usize)> {
         Code::Lgdt_m1664 => Op::Lgdt(memory(&insn)),
         Code::Ltr_rm16 | Code::Ltr_r32m16 | Code::Ltr_r64m16 => Op::Ltr(reg_or_mem(&insn)?),
         Code::Iretq => Op::Iretq,
-        other => Op::UnsupportedVmx(unsupported(other)?),
+        other => not_modelled(other)?,
     };
     Some((op, insn.len()))
 }
 
-fn unsupported(code: Code) -> Option<&'static str> {
+fn not_modelled(code: Code) -> Option<Op> {
     Some(match code {
-        Code::Vmclear_m64 => "VMCLEAR",
-        Code::Vmptrld_m64 => "VMPTRLD",
-        Code::Vmptrst_m64 => "VMPTRST",
-        Code::Vmread_rm64_r64 => "VMREAD",
-        Code::Vmwrite_r64_rm64 => "VMWRITE",
-        Code::Vmlaunch => "VMLAUNCH",
-        Code::Vmresume => "VMRESUME",
-        Code::Tdcall => "TDCALL",
-        Code::Seamret => "SEAMRET",
-        Code::Seamops => "SEAMOPS",
+        Code::Vmclear_m64 => Op::Vmcs("VMCLEAR"),
+        Code::Vmptrld_m64 => Op::Vmcs("VMPTRLD"),
+        Code::Vmptrst_m64 => Op::Vmcs("VMPTRST"),
+        Code::Vmread_rm64_r64 => Op::Vmcs("VMREAD"),
+        Code::Vmwrite_r64_rm64 => Op::Vmcs("VMWRITE"),
+        Code::Vmlaunch => Op::Vmcs("VMLAUNCH"),
+        Code::Vmresume => Op::Vmcs("VMRESUME"),
+        Code::Tdcall => Op::UnsupportedSeam("TDCALL"),
+        Code::Seamret => Op::UnsupportedSeam("SEAMRET"),
+        Code::Seamops => Op::UnsupportedSeam("SEAMOPS"),
         _ => return None,
     })
 }
@@ -229,12 +231,12 @@ mod tests {
         assert_eq!(op(&[0x66, 0x0f, 0x01, 0xcf]), Some(Op::Seamcall));
         assert_eq!(
             op(&[0x66, 0x0f, 0x01, 0xcd]),
-            Some(Op::UnsupportedVmx("SEAMRET"))
+            Some(Op::UnsupportedSeam("SEAMRET"))
         );
         assert_eq!(op(&[0xf3, 0x0f, 0xc7, 0x30]), Some(Op::Vmxon(AT_RAX)));
         assert_eq!(op(&[0x0f, 0x01, 0xc4]), Some(Op::Vmxoff));
         assert_eq!(op(&[0x66, 0x0f, 0x38, 0x80, 0x08]), Some(Op::Invept(1)));
-        assert_eq!(op(&[0x0f, 0xc7, 0x30]), Some(Op::UnsupportedVmx("VMPTRLD")));
+        assert_eq!(op(&[0x0f, 0xc7, 0x30]), Some(Op::Vmcs("VMPTRLD")));
     }
 
     #[test]

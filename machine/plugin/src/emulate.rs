@@ -83,7 +83,8 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
         Op::Vmxon(mem) => return step.vmxon(insn, mem),
         Op::Vmxoff => return step.vmxoff(insn),
         Op::Invept(_) | Op::Invvpid(_) => return step.invalidate(insn),
-        Op::UnsupportedVmx(name) => {
+        Op::Vmcs(name) => return step.vmcs(insn, name),
+        Op::UnsupportedSeam(name) => {
             step.unsupported(insn, &format!("{name} is not modelled, so #UD"))
         }
         Op::Movdir64b {

@@ -321,7 +321,17 @@ fn descriptor_tables_are_remembered() {
 }
 
 #[test]
-fn unmodelled_vmx_instruction_is_logged_and_refused() {
+fn there_is_no_current_vmcs() {
+    const VMLAUNCH: [u8; 3] = [0x0f, 0x01, 0xc2];
     let mut bench = Bench::new(config());
-    assert_eq!(bench.run(&[0x0f, 0x01, 0xc2]), Next::Native);
+    assert_eq!(bench.run(&VMLAUNCH), Next::Native, "#UD without VMXON");
+    bench.enter_vmx();
+    assert_eq!(bench.run(&VMLAUNCH), Next::Goto(IRET));
+    assert_eq!(bench.flags().map(|flags| flags & (CF | ZF)), Some(CF));
+}
+
+#[test]
+fn seam_instruction_of_the_module_is_refused() {
+    let mut bench = Bench::new(config());
+    assert_eq!(bench.run(&[0x66, 0x0f, 0x01, 0xcd]), Next::Native);
 }

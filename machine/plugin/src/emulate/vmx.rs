@@ -107,4 +107,19 @@ impl Step<'_> {
             (true, _) => self.fault(insn),
         }
     }
+
+    /// VMREAD and the like: there are no virtual machines but TDs, so no VMCS is ever current. They
+    /// fail instead of faulting, because a host that uses them on purpose reports a failure and goes
+    /// on, while a fault is the end of it.
+    pub(super) fn vmcs(&mut self, insn: Insn, name: &str) -> Next {
+        match (self.machine.in_vmx(self.index), self.cpl()) {
+            (false, _) => Next::Native,
+            (true, 0) => {
+                let text = format!("{name} is for virtual machines that are no TDs: VMfailInvalid");
+                self.unsupported(insn, &text);
+                self.done(insn, CF)
+            }
+            (true, _) => self.fault(insn),
+        }
+    }
 }
