@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::td::create;
 use kvm_bindings::KVM_CAP_MAX_VCPUS;
 use kvm_bindings::KVM_CAP_VM_TYPES;
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::Kvm;
 
 /// Print it; `name=value` lines, then the configurable CPUID bits.
@@ -33,12 +34,17 @@ pub fn print(kvm: &Kvm) -> Result<(), Failure> {
         capabilities.user_tdvmcall_r11, capabilities.user_tdvmcall_r12
     );
     println!("cpuid_entries={}", capabilities.cpuid.used().len());
+    print_cpuid(capabilities.cpuid.used());
+    Ok(())
+}
+
+/// Print CPUID entries as a table.
+pub fn print_cpuid(entries: &[kvm_cpuid_entry2]) {
     println!("leaf     index  eax      ebx      ecx      edx");
-    for e in capabilities.cpuid.used() {
+    for e in entries {
         println!(
             "{:08x} {:5}  {:08x} {:08x} {:08x} {:08x}",
             e.function, e.index, e.eax, e.ebx, e.ecx, e.edx
         );
     }
-    Ok(())
 }

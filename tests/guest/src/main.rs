@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! td-client: a small VMM that takes TDs through their life with `/dev/kvm`.
 //!
-//! `info` says what KVM offers, `run` builds TDs, runs and destroys them, and
-//! `exhaust` uses up all KeyIDs. What runs inside a TD is not the client's: on
+//! `info` says what KVM offers, `run` builds TDs, runs and destroys them,
+//! `exhaust` uses up all KeyIDs, and `normal` tries a VM that is no TD. What runs inside a TD is not the client's: on
 //! the simulated machine it is the machine's script. Exit status 0: all went
 //! well; 1: a step failed, and a line on standard error says which.
 
@@ -12,12 +12,14 @@ mod exits;
 mod failure;
 mod info;
 mod memory;
+mod normal;
 mod run;
 mod td;
 
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+use failure::Context;
 use failure::Failure;
 use kvm_ioctls::Kvm;
 use memory::pages;
@@ -63,6 +65,8 @@ enum Command {
         #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
         tds: u64,
     },
+    /// Try a VM that is no TD
+    Normal,
 }
 
 /// What each TD is made of.
@@ -131,6 +135,9 @@ fn main() -> ExitCode {
             repeat,
         } => run(&shape, &stop, tds as usize, repeat),
         Command::Exhaust { shape, tds } => exhaust(&shape, tds as usize),
+        Command::Normal => Kvm::new()
+            .step("open /dev/kvm")
+            .and_then(|kvm| normal::run(&kvm)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ use crate::abi::*;
 use crate::device::Devices;
 use crate::failure::Context;
 use crate::failure::Failure;
+use crate::info::print_cpuid;
 use crate::memory::Memory;
 use crate::memory::pages;
 use kvm_bindings::KVM_CAP_EXIT_HYPERCALL;
@@ -49,7 +50,7 @@ pub struct Plan {
     pub measured: u64,
     /// Pages after those that are there from the start and are not measured.
     pub unmeasured: u64,
-    /// Ask KVM for the CPUID values that the TD sees, and print how many.
+    /// Ask KVM for the CPUID values that the TD sees, and print them.
     pub read_cpuid: bool,
 }
 
@@ -147,7 +148,9 @@ impl Td {
         };
         if let Some(first) = vcpus.first() {
             if plan.read_cpuid {
-                println!("td {number}: {} CPUID entries", read_cpuid(first)?);
+                let table = read_cpuid(first)?;
+                println!("td {number}: {} CPUID entries", table.used().len());
+                print_cpuid(table.used());
             }
             td.add_pages(first, 0, plan.measured, KVM_TDX_MEASURE_MEMORY_REGION)?;
             td.add_pages(first, plan.measured, plan.unmeasured, 0)?;
@@ -302,8 +305,8 @@ fn vcpu(vm: &VmFd, id: u64, supported: &[kvm_cpuid_entry2]) -> Result<VcpuFd, Fa
     Ok(vcpu)
 }
 
-/// Number of CPUID entries that the TD sees.
-fn read_cpuid(vcpu: &VcpuFd) -> Result<usize, Failure> {
+/// CPUID entries that the TD sees.
+fn read_cpuid(vcpu: &VcpuFd) -> Result<Box<CpuidTable>, Failure> {
     let mut table = Box::new(CpuidTable::room());
     let data = &raw mut *table as u64;
     command(
@@ -315,7 +318,7 @@ fn read_cpuid(vcpu: &VcpuFd) -> Result<usize, Failure> {
             ..Default::default()
         },
     )?;
-    Ok(table.used().len())
+    Ok(table)
 }
 
 /// Set a capability of the VM that takes one argument.
