@@ -75,6 +75,8 @@ pub struct Machine {
     module: Mutex<Arc<Module>>,
     /// Advances with every event that order matters for.
     clock: AtomicU64,
+    /// Calls of [`Machine::unsupported`].
+    unsupported: AtomicU64,
     pub(crate) coarse: CoarseMap,
     pub(crate) state: Mutex<State>,
     pub(crate) injector: Mutex<Injector>,
@@ -103,6 +105,7 @@ impl Machine {
             msrs: Msrs::new(&config),
             module: Mutex::new(Arc::new(module)),
             clock: AtomicU64::new(1),
+            unsupported: AtomicU64::new(0),
             coarse: CoarseMap::new(config.max_phys_addr),
             state: Mutex::new(State {
                 lps: vec![Lp::default(); config.cpus as usize],
@@ -273,8 +276,13 @@ impl Machine {
     }
 
     /// Reports something the machine cannot do, in the log and the trace.
+    ///
+    /// The log gets the first few only: a virtual machine that is no TD makes hundreds.
     pub fn unsupported(&self, at: At, what: &str) {
-        self.log(&format!("CPU {} at {:#x}: {what}", at.lp, at.rip));
+        const LOGGED: u64 = 20;
+        if self.unsupported.fetch_add(1, Ordering::Relaxed) < LOGGED {
+            self.log(&format!("CPU {} at {:#x}: {what}", at.lp, at.rip));
+        }
         self.event(
             "unsupported",
             at.lp,

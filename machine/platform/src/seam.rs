@@ -56,7 +56,7 @@ impl Machine {
             self.not_reached(at, leaf, regs, ending);
             return reply(ending, regs);
         }
-        if leaf == number::MNG_CREATE {
+        if matches!(leaf, number::MNG_CREATE | number::SYS_DISABLE) {
             self.event("census", at.lp, self.census());
         }
         let answer = self.answer(at, leaf, regs, mem);
@@ -80,8 +80,8 @@ impl Machine {
         reply(answer.ending, answer.regs)
     }
 
-    /// Tells what is left of the TDs before a new one: private bytes by use, those of them that the
-    /// host forgot to convert, and TDs that still exist.
+    /// What is left of the TDs, before a new one and before the module takes all: private bytes by use,
+    /// those of them that the host forgot to convert, and TDs that still exist.
     fn census(&self) -> Value {
         let state = lock(&self.state);
         let private = state.private.totals().into_iter();
