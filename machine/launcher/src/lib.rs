@@ -21,4 +21,5 @@ pub mod outcome;
 pub mod qemu;
 pub mod run;
 pub mod setup;
+mod tsc;
 pub mod units;

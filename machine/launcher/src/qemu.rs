@@ -99,6 +99,8 @@ fn plugin(files: &Files) -> String {
 fn kernel_arguments(run: &Run, setup: &Setup) -> Result<String, String> {
     // The kernel's check of the timer interrupt fails when the host is too busy to deliver it.
     let mut words = vec!["console=ttyS0", "panic=-1", "no_timer_check"];
+    let tsc = crate::tsc::khz().map(|khz| format!("tsc_early_khz={khz}"));
+    words.extend(tsc.as_deref());
     if !run.hibernation {
         words.push("nohibernate");
     }
