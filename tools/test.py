@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
+import exports
 import lint
 from steps import (
     CACHE,
@@ -156,7 +157,8 @@ def boot() -> list[Result]:
         "TDX_KERNEL_C": str(kernel("c")),
         "TDX_KERNEL_RUST": str(kernel("rust")),
     }
-    args = ["-n", JOBS, "--dist=load"]
+    # Tests that share a boot run in one process: they name a group.
+    args = ["-n", JOBS, "--dist=loadgroup"]
     if os.environ.get("K"):
         args += ["-k", os.environ["K"]]
     return pytest("boot scenarios", TOP / "tests/boot", env, *args)
@@ -170,6 +172,22 @@ def tools() -> list[Result]:
     return pytest("tests of the tools", TOP / "tests/tools", env)
 
 
+def exported() -> list[Result]:
+    """What modules may use is what they may use of the C, with KVM built in and as modules."""
+    results = build("c", "rust")
+    if results:
+        return results
+    theirs, ours = (trees() / which / "build" for which in ("c", "rust"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for kvm, path in (("built-in", "vmlinux.symvers"), ("modules", "")):
+        sides = [exports.exports(side / path) for side in (theirs, ours)]
+        problems = exports.differences(*sides)
+        name = f"exports with KVM {kvm}"
+        results.append(failed(name, "\n".join(problems)) if problems else passed(name))
+        (RESULTS / f"exports-kvm-{kvm}.txt").write_text(exports.table(sides[1]))
+    return results
+
+
 def linters() -> list[Result]:
     """Everything that reads the sources instead of running them."""
     results = build("rust")
@@ -179,6 +197,7 @@ def linters() -> list[Result]:
 SUITES: dict[str, Suite] = {
     "lint": linters,
     "tools": tools,
+    "exports": exported,
     "machine": machine,
     "host": host,
     "kunit": kunit,
