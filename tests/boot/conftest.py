@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from machine import Boot, Machine
+from td import LIFE
 
 KERNELS = {"c": "TDX_KERNEL_C", "rust": "TDX_KERNEL_RUST"}
 
@@ -91,3 +92,32 @@ def free_script() -> str:
 def td_client() -> Path:
     """The program that runs TDs inside the machine."""
     return binary("TDX_TD_CLIENT")
+
+
+@pytest.fixture
+def run(td_client, tmp_path: Path):
+    """A function: boot with td-client, the guests' script and KVM's TDX switched on."""
+    return client_runner(td_client, tmp_path)
+
+
+def client_runner(td_client: Path, directory: Path):
+    """What the fixture `run` gives."""
+
+    def boot(
+        machine: Machine,
+        *args: str,
+        guests: str = LIFE,
+        client: str = "run",
+        script: str | None = None,
+        **more,
+    ) -> Boot:
+        path = directory / f"guests-{machine.kernel}-{machine.runs}"
+        path.write_text(guests)
+        if script is None:
+            script = f"/td-client {client} 2>&1; echo status=$?\n"
+        return machine.run(
+            "--append", "kvm_intel.tdx=1", "--file", str(td_client), "--td-script", str(path),
+            *args, script=script, **more,
+        )  # fmt: skip
+
+    return boot

@@ -87,18 +87,21 @@ class Boot:
     def check_clean(self, allow: str | None = None) -> None:
         """No violation, no injection that missed, no complaint of the kernel.
 
-        `allow` is a pattern of complaints that are known, and why they are is
-        said where it is used.
+        `allow` is a pattern of warnings that are known, and why they are is said
+        where it is used. Each of them comes with one call trace.
         """
         violations = self.summary.get("first_violations")
         assert self.summary.get("violations") == {}, f"{violations}\n{self.report}"
         assert self.summary["unused_injections"] == [], self.report
-        lines = [
-            line
-            for line in self.console.splitlines()
-            if COMPLAINTS.search(line) and not (allow and re.search(allow, line))
-        ]
-        assert not lines, f"the kernel complains, see {self.directory}/console.log: {lines}"
+        known, unknown, traces = [], [], []
+        for line in filter(COMPLAINTS.search, self.console.splitlines()):
+            if allow and re.search(allow, line):
+                known.append(line)
+            else:
+                (traces if line.endswith("Call Trace:") else unknown).append(line)
+        if unknown or len(traces) > len(known):
+            where = f"{self.directory}/console.log"
+            raise AssertionError(f"the kernel complains, see {where}: {unknown or traces}")
 
     def check_up(self) -> None:
         """TDX came up, and all it took was given back or is the module's own."""

@@ -7,91 +7,11 @@ something wrong counts a failure, which every scenario looks at.
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import pytest
 
-# td-client adds these pages from GPA 0 unless told otherwise: 4 are measured, one is not.
-MEASURED, UNMEASURED = 4, 1
-# TDH.MR.EXTEND measures 256 bytes.
-EXTENDS = MEASURED * 4096 // 256
-
-
-def life(base: int) -> str:
-    """Steps of a guest that uses all it can, in 3 MB from `base` on (page 1 was there before)."""
-    private, converted = base + 0x100000, base + 0x200000
-    return f"""
-    store 0x1000 0x1234
-    accept {private:#x}
-    store {private:#x} 7
-    load {private:#x}
-    expect r11=7
-    map-gpa shared {converted:#x} 0x3000
-    expect r10=0
-    store shared {converted + 0x1000:#x} 0x55
-    load shared {converted + 0x1000:#x}
-    expect r11=0x55
-    map-gpa private {converted:#x} 0x3000
-    expect r10=0
-    accept {converted + 0x1000:#x}
-    load {converted + 0x1000:#x}
-    expect r11=0
-    mmio-write 0xfe000000 4 0xabcd
-    mmio-read 0xfe000000 4
-    expect r11=0xabcd
-    io-write 0x3f8 1 0x68
-    io-write 0x3f8 1 0x0a
-    info 1
-    expect r10=0
-    """
-
-
-LIFE = life(0) + "at-end shutdown\n"
-
-
-@pytest.fixture
-def machine(machine_with):
-    """Our module only: the control is not yet held to these scenarios."""
-    return machine_with("rust")
-
-
-@pytest.fixture
-def run(td_client, tmp_path: Path):
-    """A function: boot with td-client, the guests' script and KVM's TDX switched on."""
-
-    def boot(machine, *args: str, guests: str = LIFE, client: str = "run", script: str | None = None, **more):
-        path = tmp_path / f"guests-{machine.runs}"
-        path.write_text(guests)
-        if script is None:
-            script = f"/td-client {client} 2>&1; echo status=$?\n"
-        return machine.run(
-            "--append", "kvm_intel.tdx=1", "--file", str(td_client), "--td-script", str(path),
-            *args, script=script, **more,
-        )  # fmt: skip
-
-    return boot
-
-
-def check_gone(boot, tds: int) -> None:
-    """All TDs were created and are gone: no page, KeyID or private line is left."""
-    assert boot.summary["tds_created"] == tds, boot.report
-    assert boot.summary["tds_alive"] == 0, boot.report
-    assert boot.summary["private_pages"] == 0, boot.report
-    for leaf in ("TDH.MNG.CREATE", "TDH.MNG.KEY.FREEID"):
-        assert boot.results(leaf) == {"SUCCESS": tds}, leaf
-    pages = boot.count("TDH.MEM.PAGE.ADD") + boot.count("TDH.MEM.PAGE.AUG")
-    assert boot.results("TDH.MEM.PAGE.REMOVE") == ({"SUCCESS": pages} if pages else {})
-
-
-def check_guests(boot, guests: int) -> None:
-    """That many guests ran, and found nothing wrong."""
-    assert len(boot.summary["guests"]) == guests, boot.report
-    for guest in boot.summary["guests"]:
-        assert guest["entries"] > 0 and guest["failures"] == 0, guest
-
-
-def check_status(boot, expected: str = "0") -> None:
-    assert boot.value("status") == expected, boot.output
+from td import EXTENDS, MEASURED, SHARED, UNMEASURED, check_gone, check_guests, check_status, life
 
 
 def test_info(machine, run):
@@ -155,11 +75,20 @@ def test_keyids_run_out(machine, run):
     check_gone(boot, 4)
 
 
-def test_create_and_destroy_often(machine, run):
-    boot = run(machine, client="run --repeat 50", guests="accept 0x100000\nat-end shutdown\n")
+def test_create_and_destroy_often(machine, run, free_script):
+    """200 TDs take turns with the only KeyID. None keeps a page: 180 of them cost no memory."""
+    client = "/td-client run --pages 0 --memory 2"
+    script = f"{client} --repeat 20; echo status=$?\n{free_script}{client} --repeat 180; echo ended=$?\n"
+    script += free_script.replace("free=", "later=")
+    boot = run(
+        machine, "--keyids", "2,2", script=script, guests="accept 0x100000\nat-end shutdown\n", timeout=300
+    )
     check_status(boot)
-    check_gone(boot, 50)
-    assert boot.value("ended") == "50"
+    assert re.findall(r"^ended=(\d+)", boot.output, re.MULTILINE) == ["20", "180", "0"]
+    check_gone(boot, 200)
+    assert boot.summary["unconverted_bytes"] == 0, boot.report
+    lost = int(boot.value("free")) - int(boot.value("later"))
+    assert lost < 180 * 4 // 2, f"{lost} KB are not given back"
 
 
 def test_client_is_killed(machine, run):
@@ -227,78 +156,57 @@ def test_init_that_fails_says_why(machine, run):
     check_gone(boot, 1)
 
 
-def test_cpu_goes_offline_while_a_td_runs(machine, run):
-    """Its vCPU goes on elsewhere. The last CPU of a package must stay as long as there are TDs."""
-    script = """
-    /td-client run --vcpus 2 --max-exits 400 >/log 2>&1 &
-    for i in $(seq 100); do grep -q built /log && break; sleep 0.1; done
-    echo 0 >/sys/devices/system/cpu/cpu1/online; echo off=$?
-    echo 0 >/sys/devices/system/cpu/cpu3/online; echo first=$?
-    echo 0 >/sys/devices/system/cpu/cpu2/online; echo last=$?
-    wait $!; echo status=$?
-    cat /log
-    echo 0 >/sys/devices/system/cpu/cpu2/online; echo later=$?
-    """
-    guests = "mmio-write 0xfe000000 4 1\nstay 10000\nat-end loop\n"
-    boot = run(machine, "--cpus", "4", "--sockets", "2", script=script, guests=guests)
+def test_cpuid_of_a_td(machine, run):
+    """KVM reads the values that the TD sees from the module, field by field."""
+    boot = run(machine, client="run --read-cpuid", guests="at-end shutdown\n")
     check_status(boot)
-    assert [boot.value(name) for name in ("off", "first", "later")] == ["0", "0", "0"]
-    assert boot.value("last") != "0", "the package has no CPU left to flush its caches"
     check_gone(boot, 1)
+    count = re.search(r"^td 0: (\d+) CPUID entries$", boot.output, re.MULTILINE)
+    table = re.findall(r"^([0-9a-f]{8}) +(\d+)  ([0-9a-f]{8}) [0-9a-f]{8} ", boot.output, re.MULTILINE)
+    assert count and int(count[1]) == len(table) > 20
+    values = {(leaf, index): eax for leaf, index, eax in table}
+    assert int(values["00000000", "0"], 16) >= 0x1F
+    # The width of guest physical addresses is KVM's own.
+    assert int(values["80000008", "0"], 16) >> 16 & 0xFF == 48
+    # Fields without a value are refused: that is how KVM finds the last subleaf.
+    assert boot.results("TDH.MNG.RD")["SUCCESS"] == 2 + 2 * len(table)
 
 
-# A call that fails where KVM expects none to fail: it warns, and the TD is of no use any more.
-FAILING = [
-    ("TDH.MNG.KEY.CONFIG", "KVM_TDX_INIT_VM"),
-    ("TDH.MNG.ADDCX", "KVM_TDX_INIT_VM"),
-    ("TDH.VP.CREATE", "KVM_TDX_INIT_VCPU"),
-    ("TDH.VP.ADDCX", "KVM_TDX_INIT_VCPU"),
-    ("TDH.VP.INIT", "KVM_TDX_INIT_VCPU"),
-    # KVM marks the VM as broken and lets KVM_TDX_INIT_VCPU succeed: the next call is refused.
-    ("TDH.VP.WR", "KVM_CREATE_GUEST_MEMFD"),
-    ("TDH.MEM.SEPT.ADD", "KVM_TDX_INIT_MEM_REGION"),
-    ("TDH.MEM.PAGE.ADD", "KVM_TDX_INIT_MEM_REGION"),
-    ("TDH.MR.EXTEND", "KVM_TDX_INIT_MEM_REGION"),
-    ("TDH.MR.FINALIZE", "KVM_TDX_FINALIZE_VM"),
-]
-
-
-@pytest.mark.parametrize("leaf, step", FAILING, ids=[leaf for leaf, _ in FAILING])
-def test_call_fails_while_a_td_is_built(machine, run, leaf, step):
-    """KVM gives up this TD and takes it down; the next TD is not concerned."""
-    script = """
-    /td-client run 2>&1; echo first=$?
-    /td-client run 2>&1; echo status=$?
+def test_quote(machine, run):
+    """A quote is the VMM's business. KVM passes the request on, if the buffer is shared."""
+    guests = f"""
+    map-gpa shared 0x200000 0x1000
+    get-quote {SHARED | 0x200000:#x} 0x1000
+    expect r10=0
+    load shared 0x200008
+    expect r11=0x8000000000000001
+    get-quote 0x200000 0x1000
+    expect r10=0x8000000000000000
+    get-quote {SHARED | 0x40000000:#x} 0x1000
+    expect r10=0x8000000000000000
+    event-notify 0x40
+    expect r10=0
+    event-notify 3
+    expect r10=0x8000000000000000
+    vmcall r11=0x1ffff
+    expect r10=0x8000000000000003
+    at-end shutdown
     """
-    boot = run(
-        machine, "--inject", f"{leaf}:1=OPERAND_INVALID", script=script,
-        allow=r"WARNING: arch/x86/kvm/(vmx/tdx\.c|mmu/)|Call Trace:",
-    )  # fmt: skip
-    assert boot.value("first") == "1"
-    assert step in boot.output
+    boot = run(machine, guests=guests)
     check_status(boot)
-    assert boot.results(leaf)["OPERAND_INVALID"] == 1
-    assert boot.summary["tds_alive"] == 0, boot.report
-    assert boot.results("TDH.MNG.KEY.FREEID") == {"SUCCESS": 2}
+    check_gone(boot, 1)
+    check_guests(boot, 1)
+    assert "td 0: ended: shutdown; exits: map-gpa-shared 1, shutdown 1, tdvmcall 3" in boot.output
 
 
-@pytest.mark.parametrize(
-    "leaf, message",
-    [
-        ("TDH.VP.ENTER", "KVM_RUN: internal error 4"),
-        ("TDH.MEM.PAGE.AUG", "KVM_RUN: Input/output error"),
-    ],
-    ids=["VP.ENTER", "MEM.PAGE.AUG"],
-)
-def test_call_fails_while_a_td_runs(machine, run, leaf, message):
-    """The VMM is told, and the TD can still be taken down without a trace."""
-    boot = run(
-        machine, "--inject", f"{leaf}:1=OPERAND_INVALID",
-        # After a failed entry KVM asks for the guest's RIP, which it cannot have: vmx/main.c warns.
-        allow=r"WARNING: arch/x86/kvm/(vmx/tdx\.c|vmx/main\.c|mmu/)|Call Trace:",
-    )  # fmt: skip
-    check_status(boot, "1")
-    assert f"td 0: vCPU 0: {message}" in boot.output
-    assert boot.results(leaf)["OPERAND_INVALID"] == 1
-    assert boot.summary["tds_alive"] == 0, boot.report
-    assert boot.results("TDH.MNG.KEY.FREEID") == {"SUCCESS": 1}
+def test_normal_vm_fails(machine, run):
+    """The machine has TDs only. A VM that is none fails where its VMM can tell, and TDs go on."""
+    script = "/td-client normal 2>&1; echo normal=$?\n/td-client run 2>&1; echo status=$?\n"
+    allow = r"WARNING: arch/x86/kvm/vmx/vmx\.c:\d+ at vm(read|write|clear|ptrld)_error\+"
+    boot = run(machine, script=script, allow=allow)
+    assert boot.value("normal") == "1"
+    assert "td-client: KVM_RUN: entry failed on CPU 0, reason 0x0" in boot.output
+    told = {x["text"].split()[0] for x in boot.trace if x.get("event") == "unsupported"}
+    assert {"VMCLEAR", "VMPTRLD", "VMWRITE", "VMLAUNCH"} <= told
+    check_status(boot)
+    check_gone(boot, 1)
