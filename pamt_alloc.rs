@@ -43,6 +43,10 @@ impl<T> Store<T> for KVec<T> {
         self
     }
 
+    fn truncate(&mut self, len: usize) {
+        KVec::truncate(self, len);
+    }
+
     fn clear(&mut self) {
         KVec::clear(self);
     }

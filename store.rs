@@ -29,6 +29,9 @@ pub trait Store<T> {
     /// What has been stored, to be changed in place.
     fn as_mut_slice(&mut self) -> &mut [T];
 
+    /// Forgets all elements but the first `len`.
+    fn truncate(&mut self, len: usize);
+
     /// Forgets all elements; the room is kept.
     fn clear(&mut self);
 }
@@ -62,6 +65,10 @@ impl<T> Store<T> for SliceStore<'_, T> {
         self.space.get_mut(..self.used).unwrap_or(&mut [])
     }
 
+    fn truncate(&mut self, len: usize) {
+        self.used = self.used.min(len);
+    }
+
     fn clear(&mut self) {
         self.used = 0;
     }
@@ -84,6 +91,10 @@ mod tests {
         assert_eq!(store.push(8), Ok(()));
         assert_eq!(store.push(9), Err(StoreFull));
         assert_eq!(store.as_slice(), &[7, 8]);
+        store.truncate(3);
+        assert_eq!(store.as_slice(), &[7, 8]);
+        store.truncate(1);
+        assert_eq!(store.as_slice(), &[7]);
         store.clear();
         assert!(store.as_slice().is_empty());
         assert_eq!(store.push(9), Ok(()));

@@ -11,14 +11,15 @@
 //! ```
 //!
 //! so a page cannot be removed, nor the new epoch left out or started after the kick, in code that
-//! compiles.
+//! compiles. Where the steps come one by one from outside the language, [`crate::tlb_steps`] checks
+//! them when they come, on top of the same types.
 //!
 //! # Epochs
 //!
 //! The module counts the vCPUs that run in the current epoch and in the one before, no further
 //! back. It therefore refuses a new epoch (PREVIOUS_TLB_EPOCH_BUSY) while a vCPU runs that entered
 //! the guest before the last one began. All users of one TD must share one [`Tracker`], and each
-//! removal borrows it from start to end: an epoch begins only after the kick of the one before.
+//! removal has it from start to end: an epoch begins only after the kick of the one before.
 //!
 //! # Contention
 //!
@@ -32,6 +33,7 @@
 #![cfg_attr(not(CONFIG_INTEL_TDX_HOST_KUNIT_TEST), forbid(unsafe_code))]
 #![deny(missing_docs)]
 
+use core::borrow::BorrowMut;
 use core::marker::PhantomData;
 
 use crate::operand::GpaAndLevel;
@@ -121,14 +123,14 @@ impl<T: Td> Tracker<T> {
     }
 
     /// Starts to take memory from the TD; `ranges`, emptied first, remembers what.
-    pub fn start<S: Store<GpaAndLevel>>(&mut self, mut ranges: S) -> Blocking<'_, T, S> {
-        ranges.clear();
-        Removal {
-            tracker: self,
-            ranges,
-            removed: 0,
-            step: PhantomData,
-        }
+    pub fn start<S: Store<GpaAndLevel>>(&mut self, ranges: S) -> Blocking<&mut Self, T, S> {
+        Removal::new(self, ranges)
+    }
+
+    /// The same for a caller that cannot keep a borrow: the removal takes the tracker with it, and
+    /// [`Removal::finish`] gives it back.
+    pub fn start_owned<S: Store<GpaAndLevel>>(self, ranges: S) -> Blocking<Self, T, S> {
+        Removal::new(self, ranges)
     }
 
     fn kick(&mut self) {
@@ -139,15 +141,16 @@ impl<T: Td> Tracker<T> {
 
 /// Memory on its way out of a TD; `STEP` says how far it is.
 ///
-/// Dropped half-way, its ranges stay blocked: the guest faults on them until somebody starts
-/// again, which the module allows.
+/// `B` is the [`Tracker`] of the TD `T`, borrowed or owned; `S` remembers the ranges. Dropped
+/// half-way, its ranges stay blocked: the guest faults on them until somebody starts again, which
+/// the module allows.
 #[must_use = "blocked memory is of no use to anybody"]
-pub struct Removal<'t, T, S, STEP> {
-    tracker: &'t mut Tracker<T>,
+pub struct Removal<B, T, S, STEP> {
+    tracker: B,
     ranges: S,
     /// How many of `ranges` are gone.
     removed: usize,
-    step: PhantomData<STEP>,
+    step: PhantomData<(T, STEP)>,
 }
 
 /// Step: ranges are being blocked.
@@ -158,11 +161,11 @@ pub enum Track {}
 pub enum Remove {}
 
 /// No vCPU makes new translations of the ranges, but it may have old ones.
-pub type Blocking<'t, T, S> = Removal<'t, T, S, Block>;
+pub type Blocking<B, T, S> = Removal<B, T, S, Block>;
 /// vCPUs that enter from now on have no translation of the ranges.
-pub type Tracked<'t, T, S> = Removal<'t, T, S, Track>;
+pub type Tracked<B, T, S> = Removal<B, T, S, Track>;
 /// No vCPU has a translation of the ranges.
-pub type Removing<'t, T, S> = Removal<'t, T, S, Remove>;
+pub type Removing<B, T, S> = Removal<B, T, S, Remove>;
 
 /// Why a range was not blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,13 +176,27 @@ pub enum BlockError<E> {
     Full,
 }
 
-impl<'t, T: Td, S: Store<GpaAndLevel>, STEP> Removal<'t, T, S, STEP> {
+impl<B, T, S, STEP> Removal<B, T, S, STEP>
+where
+    B: BorrowMut<Tracker<T>>,
+    T: Td,
+    S: Store<GpaAndLevel>,
+{
     /// The ranges that are not removed yet.
     pub fn pending(&self) -> &[GpaAndLevel] {
         self.ranges.as_slice().get(self.removed..).unwrap_or(&[])
     }
 
-    fn next_step<NEXT>(self) -> Removal<'t, T, S, NEXT> {
+    /// Ends here. What is pending stays blocked, as when the removal is dropped.
+    pub fn finish(self) -> (B, S) {
+        (self.tracker, self.ranges)
+    }
+
+    fn tracker(&mut self) -> &mut Tracker<T> {
+        self.tracker.borrow_mut()
+    }
+
+    fn next_step<NEXT>(self) -> Removal<B, T, S, NEXT> {
         Removal {
             tracker: self.tracker,
             ranges: self.ranges,
@@ -189,15 +206,36 @@ impl<'t, T: Td, S: Store<GpaAndLevel>, STEP> Removal<'t, T, S, STEP> {
     }
 }
 
-impl<'t, T: Td, S: Store<GpaAndLevel>> Blocking<'t, T, S> {
+impl<B, T, S> Blocking<B, T, S>
+where
+    B: BorrowMut<Tracker<T>>,
+    T: Td,
+    S: Store<GpaAndLevel>,
+{
+    fn new(tracker: B, mut ranges: S) -> Self {
+        ranges.clear();
+        Removal {
+            tracker,
+            ranges,
+            removed: 0,
+            step: PhantomData,
+        }
+    }
+
     /// Blocks one more range.
     ///
     /// # Errors
     ///
-    /// [`BlockError`]; the ranges before are still blocked and can go on without this one.
+    /// [`BlockError`], and the range is as before; those blocked earlier can go on without it.
     pub fn block(&mut self, at: GpaAndLevel) -> Result<(), BlockError<T::Error>> {
-        insist(&mut self.tracker.td, |td| td.block(at)).map_err(BlockError::Call)?;
-        self.ranges.push(at).map_err(|_| BlockError::Full)
+        // First the list, which can be undone without the module.
+        let before = self.ranges.as_slice().len();
+        self.ranges.push(at).map_err(|_| BlockError::Full)?;
+        let result = insist(&mut self.tracker().td, |td| td.block(at));
+        if result.is_err() {
+            self.ranges.truncate(before);
+        }
+        result.map_err(BlockError::Call)
     }
 
     /// Starts the epoch in which no vCPU can enter with a translation of the ranges.
@@ -205,14 +243,15 @@ impl<'t, T: Td, S: Store<GpaAndLevel>> Blocking<'t, T, S> {
     /// # Errors
     ///
     /// The module's refusal, and the ranges, which are still blocked, for another attempt.
-    pub fn track(self) -> Result<Tracked<'t, T, S>, (T::Error, Self)> {
-        if self.tracker.kick_due {
+    pub fn track(mut self) -> Result<Tracked<B, T, S>, (T::Error, Self)> {
+        let tracker = self.tracker();
+        if tracker.kick_due {
             // Somebody began an epoch and dropped it.
-            self.tracker.kick();
+            tracker.kick();
         }
-        match insist(&mut self.tracker.td, Td::track) {
+        match insist(&mut tracker.td, Td::track) {
             Ok(()) => {
-                self.tracker.kick_due = true;
+                tracker.kick_due = true;
                 Ok(self.next_step())
             }
             Err(e) => Err((e, self)),
@@ -220,15 +259,25 @@ impl<'t, T: Td, S: Store<GpaAndLevel>> Blocking<'t, T, S> {
     }
 }
 
-impl<'t, T: Td, S: Store<GpaAndLevel>> Tracked<'t, T, S> {
+impl<B, T, S> Tracked<B, T, S>
+where
+    B: BorrowMut<Tracker<T>>,
+    T: Td,
+    S: Store<GpaAndLevel>,
+{
     /// Makes the vCPUs that entered before the new epoch leave the guest.
-    pub fn kick(self) -> Removing<'t, T, S> {
-        self.tracker.kick();
+    pub fn kick(mut self) -> Removing<B, T, S> {
+        self.tracker().kick();
         self.next_step()
     }
 }
 
-impl<T: Td, S: Store<GpaAndLevel>> Removing<'_, T, S> {
+impl<B, T, S> Removing<B, T, S>
+where
+    B: BorrowMut<Tracker<T>>,
+    T: Td,
+    S: Store<GpaAndLevel>,
+{
     /// Takes the next range from the TD and says where its memory lies; [`None`] after the last.
     ///
     /// The memory still holds private lines: flush them and make them normal before using it.
@@ -238,7 +287,7 @@ impl<T: Td, S: Store<GpaAndLevel>> Removing<'_, T, S> {
     /// The module's refusal; the range is pending and the next call tries it again.
     pub fn remove_next(&mut self) -> Option<Result<(GpaAndLevel, PhysAddr), T::Error>> {
         let at = *self.pending().first()?;
-        let result = insist(&mut self.tracker.td, |td| td.remove(at));
+        let result = insist(&mut self.tracker().td, |td| td.remove(at));
         if result.is_ok() {
             self.removed = self.removed.saturating_add(1);
         }
@@ -474,6 +523,7 @@ mod tests {
         assert_eq!(blocking.block(page(0)), Ok(()));
         assert_eq!(blocking.block(page(1)), Err(BlockError::Full));
         assert_eq!(blocking.pending(), &[page(0)]);
+        assert!(blocking.tracker().td().blocked[1].is_none());
         let mut count = 0;
         if let Ok(tracked) = blocking.track() {
             let mut removing = tracked.kick();

@@ -84,6 +84,10 @@ impl<T> Store<T> for VecStore<T> {
         &mut self.list
     }
 
+    fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+    }
+
     fn clear(&mut self) {
         self.list.clear();
     }
