@@ -36,6 +36,8 @@ pub mod store;
 pub mod tdmr;
 #[path = "../../../tlb.rs"]
 pub mod tlb;
+#[path = "../../../tlb_steps.rs"]
+pub mod tlb_steps;
 
 pub mod c_rules;
 pub mod host;
