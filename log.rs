@@ -40,6 +40,7 @@ printable!(
     crate::partition::TdxKeyIds,
     crate::range::PhysRange,
     crate::tdmr::PlanError,
+    crate::tlb_steps::Step,
     MetadataError<SeamcallError>,
     SeamcallError,
 );

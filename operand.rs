@@ -49,6 +49,11 @@ impl SeptLevel {
         }
     }
 
+    /// The level as the kernel's `enum pg_level` has it.
+    pub const fn pg_level(self) -> u32 {
+        self.get() as u32 + 1
+    }
+
     /// Bytes of guest memory below one entry.
     pub const fn bytes(self) -> u64 {
         PageSize::Size4K.bytes() << (9 * self.get())
@@ -150,6 +155,7 @@ mod tests {
         assert_eq!(operands[0], Err(NoSuchLevel));
         for (level, operand) in operands[1..6].iter().enumerate() {
             assert_eq!(operand.map(SeptLevel::get), Ok(level as u64));
+            assert_eq!(operand.map(SeptLevel::pg_level), Ok(level as u32 + 1));
         }
         assert_eq!(operands[6], Err(NoSuchLevel));
         assert_eq!(operands[7], Err(NoSuchLevel));

@@ -409,7 +409,6 @@ fn on_entry(leaf: Leaf, td: Tdr, at: GpaAndLevel) -> Outcome {
 }
 
 /// What somebody who runs the vCPUs of a TD can do with all of them.
-#[expect(dead_code, reason = "KVM takes its steps in C; for users in Rust")]
 pub(crate) trait Vcpus {
     /// Makes each vCPU leave the guest once; returns when all did. They may enter again.
     fn kick(&mut self);
@@ -420,7 +419,6 @@ pub(crate) trait Vcpus {
 }
 
 /// A TD and its vCPUs, for [`tlb::Tracker`].
-#[expect(dead_code, reason = "as above")]
 pub(crate) struct RunningTd<V> {
     /// The TD.
     pub(crate) tdr: Tdr,

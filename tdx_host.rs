@@ -14,13 +14,13 @@
 //! |---|---|
 //! | `tdx_host` | detection, the state of TDX, what C asks about it |
 //! | [`bringup`] | the order of initialisation, step by step |
-//! | [`tdh`], [`update`] | the calls about TDs as KVM makes them; runtime update |
+//! | [`tdh`], [`tlb_c`], [`update`] | the calls about TDs and TLB tracking for KVM; runtime update |
 //! | [`td`] | the same calls, typed |
 //! | [`cpu`], [`memory`], [`mce`] | CPU hotplug and power; memory hotplug; machine checks |
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
 //! | [`keyid`], [`pamt_alloc`], [`reset`] | guest KeyIDs; memory for PAMTs; private memory made normal |
 //! | [`seamcall`], [`lockstep`], [`guards`], [`log`] | the instruction and its errors; all CPUs in step; locks and contexts as values; printing |
-//! | [`tlb`], [`image`], [`metadata`], [`pamt`], [`tdmr`], [`memlist`], [`abi`] | pure: order of TLB tracking, decoding, planning, ABI structures |
+//! | [`tlb_steps`], [`tlb`], [`image`], [`metadata`], [`pamt`], [`tdmr`], [`memlist`], [`abi`] | pure: order of TLB tracking, decoding, planning, ABI structures |
 //! | [`explain`], [`operand`], [`status`], [`leaf`], [`fields`], [`partition`], [`store`], [`range`] | pure: numbers, names, units |
 //!
 //! Pure files use `core` only; cargo compiles them too, for property tests. `glue.c` has what only
@@ -69,6 +69,8 @@ pub mod td;
 pub mod tdh;
 pub mod tdmr;
 pub mod tlb;
+pub mod tlb_c;
+pub mod tlb_steps;
 pub mod update;
 
 use bringup::{
