@@ -94,6 +94,10 @@ u64 tdx_glue_virt_to_phys(const void *addr);
 void *tdx_glue_phys_to_virt(u64 addr);
 void tdx_glue_clflush(u64 addr, unsigned int size);
 
+#ifdef CONFIG_INTEL_TDX_HOST_KUNIT_TEST
+#include "test_glue.h"
+#endif
+
 /* tdx_host.rs, called by the initcall in glue.c. */
 int tdx_enable(void);
 

@@ -68,6 +68,12 @@ pub mod sysinfo;
 pub mod td;
 pub mod tdh;
 pub mod tdmr;
+#[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
+pub mod test_guest;
+#[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
+pub mod test_td;
+#[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
+pub mod test_tlb;
 pub mod tlb;
 pub mod tlb_c;
 pub mod tlb_steps;
