@@ -32,8 +32,27 @@ pub enum Next {
 pub struct Vcpu {
     /// Descriptor tables seen.
     pub tables: Tables,
-    /// CPUID leaf and subleaf whose answer is to be changed at the next instruction.
-    pub pending_cpuid: Option<(u32, u32)>,
+    /// What is to be changed at the next instruction.
+    pub pending: Option<Pending>,
+}
+
+/// An answer that is QEMU's until the instruction after the question.
+///
+/// Leaving QEMU's translation in the middle, as [`Next::Goto`] does, loses the flags that it keeps
+/// elsewhere; letting QEMU answer first does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Address of the instruction after the question.
+    after: u64,
+    answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// CPUID, with this leaf and subleaf.
+    Cpuid(u32, u32),
+    /// RDMSR, with this value.
+    Msr(u64),
 }
 
 /// An instruction about to be executed.
@@ -72,7 +91,7 @@ const CR4_KNOWN: u64 = 0x01f7_1fff & !VMXE;
 pub fn execute(step: &mut Step, insn: Insn) -> Next {
     match insn.op {
         Op::Iretq => {}
-        Op::Cpuid => step.note_cpuid(),
+        Op::Cpuid => step.note_cpuid(insn),
         _ if !step.long_mode() => {}
         Op::Lidt(mem) => step.vcpu.tables.idt = step.table_base(mem).or(step.vcpu.tables.idt),
         Op::Lgdt(mem) => step.vcpu.tables.gdt = step.table_base(mem).or(step.vcpu.tables.gdt),
@@ -103,11 +122,21 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
     Next::Native
 }
 
-/// Changes what CPUID answered, on the instruction after it.
-pub fn patch_cpuid(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu) {
-    let Some((leaf, subleaf)) = vcpu.pending_cpuid.take() else {
+/// Changes what CPUID or RDMSR answered, on the instruction after it, which is at `rip`.
+pub fn patch_answer(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu, rip: u64) {
+    let Some(pending) = vcpu.pending.take_if(|pending| pending.after == rip) else {
         return;
     };
+    match pending.answer {
+        Answer::Cpuid(leaf, subleaf) => patch_cpuid(machine, cpu, leaf, subleaf),
+        Answer::Msr(value) => {
+            cpu.set_reg(Reg::Rax, value & 0xffff_ffff);
+            cpu.set_reg(Reg::Rdx, value >> 32);
+        }
+    }
+}
+
+fn patch_cpuid(machine: &Machine, cpu: &mut dyn Cpu, leaf: u32, subleaf: u32) {
     let low = |reg| cpu.reg(reg) as u32;
     let native = CpuidRegs {
         eax: low(Reg::Rax),
@@ -124,11 +153,6 @@ pub fn patch_cpuid(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu) {
     ] {
         cpu.set_reg(reg, value.into());
     }
-}
-
-/// Does CPUID need [`patch_cpuid`] afterwards?
-pub fn is_patched(leaf: u32) -> bool {
-    tdx_platform::cpuid::is_patched(leaf)
 }
 
 impl Step<'_> {
@@ -232,7 +256,7 @@ impl Step<'_> {
     /// Merely moving on would leave QEMU's lazily kept flags as they were before the block: an
     /// interrupt right after it would save nonsense, TF and NT included. MOV to and from CR4 leave
     /// the flags undefined, and C takes every piece of inline assembly to change them, so nothing
-    /// relies on them across RDMSR and MOVDIR64B.
+    /// relies on them across MOVDIR64B.
     fn skip(&mut self, insn: Insn) -> Next {
         let after = insn.rip.wrapping_add(insn.len);
         let resumed = (self.cpl() == 0 && self.long_mode())
@@ -276,12 +300,9 @@ impl Step<'_> {
         if self.machine.rdmsr_faults(msr) && self.cpl() == 0 {
             return self.fault(insn);
         }
-        let Some(value) = self.machine.rdmsr(msr).filter(|_| self.cpl() == 0) else {
-            return Next::Native;
-        };
-        self.cpu.set_reg(Reg::Rax, value & 0xffff_ffff);
-        self.cpu.set_reg(Reg::Rdx, value >> 32);
-        self.skip(insn)
+        let value = self.machine.rdmsr(msr).filter(|_| self.cpl() == 0);
+        self.expect(insn, value.map(Answer::Msr));
+        Next::Native
     }
 
     fn wrmsr(&mut self, insn: Insn) -> Next {
@@ -292,13 +313,30 @@ impl Step<'_> {
         }
     }
 
-    fn note_cpuid(&mut self) {
-        if self.vcpu.pending_cpuid.is_some() {
-            self.machine
-                .log("the answer of a CPUID was not changed: the instruction after it was missed");
-        }
+    fn note_cpuid(&mut self, insn: Insn) {
         let (leaf, subleaf) = (self.cpu.reg(Reg::Rax) as u32, self.cpu.reg(Reg::Rcx) as u32);
-        self.vcpu.pending_cpuid = is_patched(leaf).then_some((leaf, subleaf));
+        let patched = tdx_platform::cpuid::is_patched(leaf);
+        self.expect(insn, patched.then_some(Answer::Cpuid(leaf, subleaf)));
+    }
+
+    /// Notes what `insn` is to answer, if not what QEMU does.
+    fn expect(&mut self, insn: Insn, answer: Option<Answer>) {
+        let after = insn.rip.wrapping_add(insn.len);
+        match answer {
+            Some(answer) => {
+                if self
+                    .vcpu
+                    .pending
+                    .replace(Pending { after, answer })
+                    .is_some()
+                {
+                    self.machine.log(
+                        "an answer of CPUID or RDMSR was not changed: the instruction after it was missed",
+                    );
+                }
+            }
+            None => self.vcpu.pending = self.vcpu.pending.filter(|pending| pending.after != after),
+        }
     }
 
     /// VMXE lives in the machine; QEMU gets the rest of the value.

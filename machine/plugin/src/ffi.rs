@@ -128,9 +128,9 @@ struct Shared {
     /// Instructions that have a callback; they live as long as QEMU and are found again when the
     /// same code is translated again.
     insns: Mutex<HashMap<(u64, Op), &'static Insn>>,
-    /// Addresses behind a CPUID that ended a translation block.
-    after_cpuid: Mutex<HashSet<u64>>,
-    any_after_cpuid: AtomicBool,
+    /// Addresses behind a CPUID or RDMSR that ended a translation block.
+    after_answer: Mutex<HashSet<u64>>,
+    any_after_answer: AtomicBool,
     faults: AtomicU64,
 }
 
@@ -336,8 +336,8 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
         vcpus: (0..max_vcpus).map(|_| Mutex::default()).collect(),
         handles: OnceLock::new(),
         insns: Mutex::default(),
-        after_cpuid: Mutex::default(),
-        any_after_cpuid: AtomicBool::new(false),
+        after_answer: Mutex::default(),
+        any_after_answer: AtomicBool::new(false),
         faults: AtomicU64::new(0),
     })
 }
@@ -386,21 +386,21 @@ unsafe extern "C" fn on_translate(tb: *mut c_void, _data: *mut c_void) {
     with_shared(|shared| {
         // SAFETY: `tb` is valid during this callback, as are the instructions QEMU returns for it.
         let count = unsafe { qemu_plugin_tb_n_insns(tb) };
-        let mut after_cpuid = false;
+        let mut after_answer = false;
         for index in 0..count {
             // SAFETY: `index` is below the number of instructions.
             let insn = unsafe { qemu_plugin_tb_get_insn(tb, index) };
-            after_cpuid = translate(shared, insn, index == 0, after_cpuid, index + 1 == count);
+            after_answer = translate(shared, insn, index == 0, after_answer, index + 1 == count);
         }
     });
 }
 
-/// Registers the callbacks that one instruction needs. Answers whether it is a CPUID.
+/// Registers the callbacks that one instruction needs. Answers whether it is a CPUID or RDMSR.
 fn translate(
     shared: &'static Shared,
     insn: *mut c_void,
     first: bool,
-    after_cpuid: bool,
+    after_answer: bool,
     last: bool,
 ) -> bool {
     let mut bytes = [0u8; 15];
@@ -420,10 +420,10 @@ fn translate(
         register(on_reset, CB_NO_REGS, none);
     }
     let missed = first
-        && shared.any_after_cpuid.load(Ordering::Relaxed)
-        && lock(&shared.after_cpuid).contains(&va);
-    if after_cpuid || missed {
-        register(on_after_cpuid, CB_RW_REGS, none);
+        && shared.any_after_answer.load(Ordering::Relaxed)
+        && lock(&shared.after_answer).contains(&va);
+    if after_answer || missed {
+        register(on_after_answer, CB_RW_REGS, va as *mut c_void);
     }
     if shared.machine.config().watch_memory {
         // SAFETY: `insn` is valid; the data is an address that is only ever used as a number.
@@ -464,11 +464,12 @@ fn translate(
         CB_RW_REGS_PC,
         std::ptr::from_ref(data).cast_mut().cast(),
     );
-    if op == Op::Cpuid && last {
-        lock(&shared.after_cpuid).insert(va.wrapping_add(length as u64));
-        shared.any_after_cpuid.store(true, Ordering::Relaxed);
+    let answers = matches!(op, Op::Cpuid | Op::Rdmsr);
+    if answers && last {
+        lock(&shared.after_answer).insert(va.wrapping_add(length as u64));
+        shared.any_after_answer.store(true, Ordering::Relaxed);
     }
-    op == Op::Cpuid
+    answers
 }
 
 unsafe extern "C" fn on_insn(vcpu: c_uint, data: *mut c_void) {
@@ -502,11 +503,12 @@ fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
     })
 }
 
-unsafe extern "C" fn on_after_cpuid(vcpu: c_uint, _data: *mut c_void) {
+unsafe extern "C" fn on_after_answer(vcpu: c_uint, data: *mut c_void) {
     with_shared(|shared| {
         if let (Some(handles), Some(vcpu)) = (shared.handles.get(), shared.vcpus.get(vcpu as usize))
         {
-            emulate::patch_cpuid(&shared.machine, &mut Qemu { handles }, &mut lock(vcpu));
+            let (cpu, rip) = (&mut Qemu { handles }, data as u64);
+            emulate::patch_answer(&shared.machine, cpu, &mut lock(vcpu), rip);
         }
     });
 }
