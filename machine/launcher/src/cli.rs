@@ -2,6 +2,12 @@
 
 //! The command line of `tdx-machine`.
 
+mod image;
+mod module;
+
+pub use image::{Image, Patch};
+pub use module::{ModuleOptions, ProfileName};
+
 use crate::units;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -39,16 +45,9 @@ pub enum Command {
     },
     /// Lists the leaves and their numbers.
     Leaves,
-}
-
-/// TDX module release to model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ProfileName {
-    /// A 1.5 module with all that Linux 7.3 needs.
-    Baseline,
-    /// Release 1.5.01, which Linux 7.3 refuses.
-    #[value(name = "1.5.01")]
-    V1_5_01,
+    /// Makes the image of a TDX module, to be installed while a machine runs.
+    #[command(after_help = image::HELP)]
+    Image(Image),
 }
 
 /// On or off.
@@ -137,37 +136,20 @@ pub struct Run {
     #[arg(long, help_heading = "Machine")]
     pub seamret_invalidates_vmcs: bool,
 
-    /// Release of the TDX module.
-    #[arg(
-        long,
-        default_value = "baseline",
-        value_name = "RELEASE",
-        help_heading = "TDX module"
-    )]
-    pub profile: ProfileName,
-    /// Feature the module has (name or bit of TDX_FEATURES0).
-    #[arg(long, value_name = "NAME", help_heading = "TDX module")]
-    pub feature: Vec<String>,
-    /// Feature the module lacks.
-    #[arg(long, value_name = "NAME", help_heading = "TDX module")]
-    pub no_feature: Vec<String>,
-    /// Most TDMRs.
-    #[arg(long, value_name = "N", help_heading = "TDX module")]
-    pub max_tdmrs: Option<u16>,
-    /// Most reserved areas per TDMR.
-    #[arg(long, value_name = "N", help_heading = "TDX module")]
-    pub max_reserved: Option<u16>,
-    /// Bytes of PAMT per 4 KB, 2 MB and 1 GB page (one number for all, or three).
-    #[arg(long, value_name = "BYTES[,BYTES,BYTES]", value_parser = entry_sizes, help_heading = "TDX module")]
-    pub pamt_entry_size: Option<EntrySizes>,
-    /// Metadata field that reports VALUE instead of the truth, or does not exist (VALUE = absent).
-    #[arg(long, value_name = "ID=VALUE", value_parser = metadata, help_heading = "TDX module")]
-    pub metadata: Vec<(u64, Option<u64>)>,
+    /// The module that firmware loads.
+    #[command(flatten)]
+    pub module: ModuleOptions,
 
-    /// Any setting of the module's configuration by name, such as update=6 or
-    /// open.disable_gb_per_poll=1; VALUE is JSON.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "TDX module")]
-    pub module: Vec<String>,
+    /// No P-SEAMLDR: a call of it gives VMfailInvalid.
+    #[arg(long, help_heading = "P-SEAMLDR")]
+    pub no_seamldr: bool,
+    /// Modules that can be installed until the machine is reset.
+    #[arg(long, value_name = "N", help_heading = "P-SEAMLDR")]
+    pub updates: Option<u32>,
+    /// Any setting of the P-SEAMLDR by name, such as update=6 or open.active_at_first=true; VALUE is
+    /// JSON.
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "P-SEAMLDR")]
+    pub seamldr: Vec<String>,
 
     /// Fault to inject: a leaf, optionally "@" and the number of a TD, optionally ":" and the first
     /// call hit, "=", a status, optionally "*" and the number of calls hit (or "always"). STATUS is a
@@ -182,7 +164,7 @@ pub struct Run {
     pub inject: Vec<Rule>,
     /// Keep each call of a leaf inside the module so long that others meet its locks.
     #[arg(long, value_name = "LEAF=MICROSECONDS", value_parser = slow, help_heading = "Faults")]
-    pub slow: Vec<(u16, u32)>,
+    pub slow: Vec<(u64, u32)>,
     /// Kind of violation that is reported without failing the run.
     #[arg(long, value_name = "KIND", value_parser = kind, help_heading = "Faults")]
     pub allow: Vec<Kind>,
@@ -264,9 +246,6 @@ pub struct Run {
     pub plugin: Option<PathBuf>,
 }
 
-/// Bytes of PAMT per page of 4 KB, 2 MB, 1 GB.
-pub type EntrySizes = [u16; 3];
-
 fn keyids(text: &str) -> Result<(u32, u32), String> {
     let (tdx, mktme) = text.split_once(',').unwrap_or((text, "0"));
     let number = |text: &str| {
@@ -276,31 +255,7 @@ fn keyids(text: &str) -> Result<(u32, u32), String> {
     Ok((number(tdx)?, number(mktme)?))
 }
 
-fn entry_sizes(text: &str) -> Result<EntrySizes, String> {
-    let sizes: Result<Vec<u16>, _> = text.split(',').map(str::parse).collect();
-    match sizes.as_deref() {
-        Ok(&[all]) => Ok([all; 3]),
-        Ok(&[small, medium, large]) => Ok([small, medium, large]),
-        _ => Err(format!("'{text}': expected one number of bytes or three")),
-    }
-}
-
-fn metadata(text: &str) -> Result<(u64, Option<u64>), String> {
-    let (id, value) = text
-        .split_once('=')
-        .ok_or_else(|| format!("'{text}': expected ID=VALUE"))?;
-    // Field ids are always written in hexadecimal.
-    let id = u64::from_str_radix(id.trim_start_matches("0x"), 16)
-        .map_err(|_| format!("'{id}' is not a hexadecimal field id"))?;
-    let value = if value == "absent" {
-        None
-    } else {
-        Some(units::number(value)?)
-    };
-    Ok((id, value))
-}
-
-fn slow(text: &str) -> Result<(u16, u32), String> {
+fn slow(text: &str) -> Result<(u64, u32), String> {
     let (leaf, time) = text
         .split_once('=')
         .ok_or_else(|| format!("'{text}': expected LEAF=MICROSECONDS"))?;
@@ -349,7 +304,7 @@ mod tests {
         assert_eq!(parsed.cmr, [(1 << 20, 2 << 30), (4 << 30, 8 << 30)]);
         assert_eq!(parsed.keyids, (31, 0));
         assert_eq!(
-            parsed.metadata,
+            parsed.module.metadata,
             [
                 (0x9100_0001_0000_0008, Some(1)),
                 (0x9900_0001_0000_0008, None)

@@ -5,6 +5,7 @@
 use crate::units;
 use tdx_module::{leaf_name, status_name};
 use tdx_platform::inject::status_by_name;
+use tdx_platform::seamldr;
 
 const CLASSES: [&str; 18] = [
     "general",
@@ -127,9 +128,12 @@ pub fn explain(text: &str) -> Result<String, String> {
 
 /// All leaves, a line each.
 pub fn leaves() -> String {
-    let lines: Vec<_> = (0..=255)
-        .filter_map(|leaf| leaf_name(leaf).map(|name| format!("{leaf:4}  {name}")))
-        .collect();
+    let of_module =
+        (0..=255).filter_map(|leaf| leaf_name(leaf).map(|name| format!("{leaf:4}  {name}")));
+    let of_loader = (0..=255).filter_map(|leaf| {
+        seamldr::leaf_name(leaf).map(|name| format!("{leaf:4}  {name} (bit 63 of RAX set)"))
+    });
+    let lines: Vec<_> = of_module.chain(of_loader).collect();
     lines.join("\n")
 }
 
@@ -158,5 +162,6 @@ mod tests {
     fn leaves_are_listed_in_order() {
         let text = leaves();
         assert!(text.starts_with("   0  TDH.VP.ENTER") && text.contains("  33  TDH.SYS.INIT"));
+        assert!(text.ends_with("   1  SEAMLDR.INSTALL (bit 63 of RAX set)"));
     }
 }

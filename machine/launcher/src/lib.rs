@@ -5,7 +5,7 @@
 //! [`run::run`] does the work of `tdx-machine run`: `setup` turns the options (`cli`) into a machine,
 //! `memmap` decides where its memory lies, `initramfs` builds the guest's user space, `qemu` the
 //! command line; `guest` then watches QEMU and the guest (`console`) until it ends, and `outcome` says what that
-//! means. The machine itself is in `tdx-platform`, reached through a file and QEMU's plugin.
+//! means. `image` makes TDX modules to be installed at run time. The machine itself is in `tdx-platform`, reached through a file and QEMU's plugin.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod explain;
 pub mod features;
 mod files;
 mod guest;
+pub mod image;
 pub mod initramfs;
 pub mod memmap;
 pub mod outcome;

@@ -5,7 +5,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use tdx_machine::cli::{Cli, Command};
-use tdx_machine::{explain, run};
+use tdx_machine::{explain, image, run};
 
 /// Exit status for a wrong command line, as clap uses it.
 const USAGE: u8 = 2;
@@ -24,6 +24,11 @@ fn main() -> ExitCode {
             Err(text) => fail(&text, USAGE),
         },
         Command::Leaves => print(&explain::leaves()),
+        Command::Image(options) => match image::write(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(run::Error::Usage(text)) => fail(&text, USAGE),
+            Err(run::Error::Machine(text)) => fail(&text, MACHINE),
+        },
     }
 }
 

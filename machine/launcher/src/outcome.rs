@@ -153,6 +153,9 @@ pub fn report(
     if summary.tds_created > 0 {
         line("TDs", tds(summary));
     }
+    if summary.updates > 0 {
+        line("updates", format!("{} of the TDX module", summary.updates));
+    }
     let on = summary.cpus.iter().filter(|cpu| cpu.vmxon).count();
     let dirty = summary.cpus.iter().filter(|cpu| cpu.cache_dirty).count();
     line(

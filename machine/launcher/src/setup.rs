@@ -2,12 +2,15 @@
 
 //! From the command line to a machine: [`MachineConfig`] and where its memory lies.
 
-use crate::cli::{ProfileName, Run, Switch};
+use crate::cli::{ModuleOptions, ProfileName, Run, Switch};
 use crate::features;
 use crate::memmap::{HIGH, LOW_WITH_HIGH, Layout, Map};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::ops::Range;
 use tdx_module::{MemRange, ModuleConfig, Profile};
 use tdx_platform::config::MachineConfig;
+use tdx_platform::seamldr::config::SeamldrConfig;
 
 /// Memory without `--memory` and `--memory-map`.
 const DEFAULT_MEMORY: u64 = 2 << 30;
@@ -65,7 +68,8 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
                 size: r.end - r.start,
             })
             .collect(),
-        module: module(run)?,
+        module: module(&run.module)?,
+        seamldr: seamldr(run)?,
         inject: run.inject.clone(),
         allow: run.allow.clone(),
         watch_memory: run.watch_memory,
@@ -104,7 +108,12 @@ fn memory(run: &Run, map: Option<&str>) -> Result<Memory, String> {
     Ok((layout, cmrs, Some(map.kernel_arguments(extra))))
 }
 
-fn module(run: &Run) -> Result<ModuleConfig, String> {
+/// Makes the configuration of a module from its options.
+///
+/// # Errors
+///
+/// A sentence that names the option at fault. Ranges are not checked.
+pub fn module(run: &ModuleOptions) -> Result<ModuleConfig, String> {
     let profile = match run.profile {
         ProfileName::Baseline => Profile::Baseline,
         ProfileName::V1_5_01 => Profile::V1_5_01,
@@ -122,19 +131,39 @@ fn module(run: &Run) -> Result<ModuleConfig, String> {
             None => drop(module.absent_fields.insert(*id)),
         }
     }
-    run.module
+    set_all("--module", module, &run.module)
+}
+
+fn seamldr(run: &Run) -> Result<SeamldrConfig, String> {
+    let mut seamldr = SeamldrConfig {
+        loaded: !run.no_seamldr,
+        ..SeamldrConfig::default()
+    };
+    seamldr.updates = run.updates.unwrap_or(seamldr.updates);
+    set_all("--seamldr", seamldr, &run.seamldr)
+}
+
+/// Changes settings of what `option` is about, each `NAME=VALUE`.
+fn set_all<T>(option: &str, config: T, settings: &[String]) -> Result<T, String>
+where
+    T: Serialize + DeserializeOwned,
+{
+    settings
         .iter()
-        .try_fold(module, |module, setting| set(&module, setting))
+        .try_fold(config, |config, setting| set(option, &config, setting))
 }
 
 /// Changes one setting, `NAME=VALUE` with NAME a path into the configuration's JSON.
-fn set(module: &ModuleConfig, setting: &str) -> Result<ModuleConfig, String> {
-    let bad = |why: &dyn std::fmt::Display| format!("--module {setting}: {why}");
+fn set<T>(option: &str, config: &T, setting: &str) -> Result<T, String>
+where
+    T: Serialize + DeserializeOwned,
+{
+    let bad = |why: &dyn std::fmt::Display| format!("{option} {setting}: {why}");
     let (path, value) = setting
         .split_once('=')
         .ok_or_else(|| bad(&"expected NAME=VALUE"))?;
     let value = serde_json::from_str(value).map_err(|e| bad(&e))?;
-    let mut json = serde_json::to_value(module).map_err(|e| bad(&e))?;
+    let mut json = serde_json::to_value(config).map_err(|e| bad(&e))?;
     let pointer = format!("/{}", path.replace('.', "/"));
     *json
         .pointer_mut(&pointer)
@@ -211,6 +240,24 @@ mod tests {
             let error = setup(&run(&format!("--module {bad}")), None).unwrap_err();
             assert!(error.contains(bad), "{error}");
         }
+    }
+
+    #[test]
+    fn loader_can_be_changed() {
+        let args = "--updates 3 --seamldr open.bad_image=5 --seamldr minor=7";
+        let seamldr = setup(&run(args), None).unwrap().config.seamldr;
+        assert!(seamldr.loaded);
+        assert_eq!((seamldr.updates, seamldr.minor), (3, 7));
+        assert_eq!(seamldr.open.bad_image, 5);
+        assert!(
+            !setup(&run("--no-seamldr"), None)
+                .unwrap()
+                .config
+                .seamldr
+                .loaded
+        );
+        let error = setup(&run("--seamldr open.no=1"), None).unwrap_err();
+        assert!(error.contains("--seamldr open.no=1"), "{error}");
     }
 
     #[test]

@@ -48,8 +48,10 @@ pub struct ModuleConfig {
     pub build_num: Option<u16>,
     /// Build date of the module as decimal digits, such as 20240101.
     pub build_date: Option<u32>,
-    /// Handoff version that this module writes at TDH.SYS.SHUTDOWN.
+    /// Handoff version that this module writes at TDH.SYS.SHUTDOWN, the newest that it can read.
     pub module_hv: Option<u16>,
+    /// Oldest handoff version that this module can read at TDH.SYS.UPDATE.
+    pub min_update_hv: Option<u16>,
     /// Most TDMRs that TDH.SYS.CONFIG accepts, 1 to 64.
     pub max_tdmrs: u16,
     /// Reserved areas in a TDMR_INFO, 1 to 64; the structure is 64 bytes plus 16 for each.
@@ -138,6 +140,7 @@ impl ModuleConfig {
             build_num: None,
             build_date: None,
             module_hv: None,
+            min_update_hv: None,
             max_tdmrs: 64,
             max_reserved_per_tdmr: 16,
             pamt_entry_size: [16; 3],

@@ -170,6 +170,20 @@ impl Module {
         };
     }
 
+    /// The module that the P-SEAMLDR has put in the place of this one, of the release that `config`
+    /// says.
+    ///
+    /// It takes the handoff data away from this module, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// A configuration whose numbers are out of range; nothing was taken.
+    pub fn successor(&self, config: ModuleConfig) -> Result<Self, ConfigError> {
+        let next = Self::new(config)?;
+        next.state().handoff = self.state().handoff.take();
+        Ok(next)
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -60,6 +60,7 @@ impl Facts {
             build_num: config.build_num.unwrap_or(base.build_num),
             build_date: config.build_date.unwrap_or(base.build_date),
             module_hv: config.module_hv.unwrap_or(base.module_hv),
+            min_update_hv: config.min_update_hv.unwrap_or(base.min_update_hv),
             features0: config.features0.unwrap_or(base.features0) & !FEATURE_SYS_DISABLE | disable,
             cpuid_config,
             ..base

@@ -5,7 +5,7 @@
 
 use crate::call::{Answer, Call};
 use crate::locks::Mode;
-use crate::state::SysState;
+use crate::state::{Handoff, SysState};
 use crate::{Operand, Status};
 
 /// TDH.SYS.LP.SHUTDOWN, which does nothing any more.
@@ -22,30 +22,33 @@ pub(crate) fn shutdown(call: &mut Call<'_>) -> Answer {
     } else {
         facts.min_update_hv
     };
-    if !(u64::from(least)..=u64::from(facts.module_hv)).contains(&wanted) {
-        return Err(Status::OPERAND_INVALID.operand(Operand::Rcx));
-    }
+    let version = u16::try_from(wanted)
+        .ok()
+        .filter(|version| (least..=facts.module_hv).contains(version))
+        .ok_or(Status::OPERAND_INVALID.operand(Operand::Rcx))?;
     let _global = call.lock_global(Mode::Exclusive)?;
     let mut state = call.state();
     if state.others_in_seam(call.lp) {
         return Err(Status::SYS_BUSY);
     }
-    state.handoff = Some(std::mem::take(&mut state.tables));
+    let tables = std::mem::take(&mut state.tables);
+    state.handoff = Some(Handoff { version, tables });
     state.sys = SysState::Shutdown;
     Ok(())
 }
 
 /// TDH.SYS.UPDATE: takes over what the previous module left.
-///
-/// The previous module was of the same build, so the version of its data is always a known one.
 pub(crate) fn update(call: &mut Call<'_>) -> Answer {
+    let facts = call.module.facts();
     let _global = call.lock_global(Mode::Exclusive)?;
     let mut state = call.state();
     let everyone = state.initialized_lps() == call.platform_lps();
     if state.sys != SysState::InitDone || !everyone {
         return Err(Status::SYS_STATE_INCORRECT);
     }
-    state.tables = state.handoff.take().ok_or(Status::SYS_INVALID_HANDOFF)?;
+    let known = facts.min_update_hv..=facts.module_hv;
+    let handoff = state.handoff.take_if(|data| known.contains(&data.version));
+    state.tables = handoff.ok_or(Status::SYS_INVALID_HANDOFF)?.tables;
     state.sys = SysState::Ready;
     Ok(())
 }

@@ -101,6 +101,14 @@ impl Tables {
     }
 }
 
+/// What TDH.SYS.SHUTDOWN leaves in memory for the next module.
+#[derive(Clone, Debug)]
+pub(crate) struct Handoff {
+    /// Version of the format.
+    pub(crate) version: u16,
+    pub(crate) tables: Tables,
+}
+
 /// The module's memory.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -112,7 +120,7 @@ pub(crate) struct State {
     pub(crate) snapshot: Snapshot,
     pub(crate) tables: Tables,
     /// What TDH.SYS.SHUTDOWN leaves for the next module.
-    pub(crate) handoff: Option<Tables>,
+    pub(crate) handoff: Option<Handoff>,
 }
 
 impl State {

@@ -7,6 +7,7 @@
 
 use crate::inject::Rule;
 use crate::script::Script;
+use crate::seamldr::config::SeamldrConfig;
 use crate::violation::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,17 +52,19 @@ pub struct MachineConfig {
     pub seamrr_base: u64,
     /// Parts into which TDH.PHYMEM.CACHE.WB cuts its work (MSR 98h and 99h).
     pub cache_sub_blocks: u32,
-    /// The TDX module.
+    /// The TDX module that firmware loads.
     pub module: ModuleConfig,
+    /// The P-SEAMLDR.
+    pub seamldr: SeamldrConfig,
     /// Faults to inject.
     pub inject: Vec<Rule>,
     /// Violations that are only reported, without failing the run.
     pub allow: Vec<Kind>,
     /// Watch every load and store for private memory.
     pub watch_memory: bool,
-    /// Microseconds that a call of a leaf stays inside the module, by leaf number, so that calls on
-    /// other processors meet its locks.
-    pub slow: BTreeMap<u16, u32>,
+    /// Microseconds that a call of a leaf stays inside the module, by leaf number (with bit 63 for the
+    /// P-SEAMLDR), so that calls on other processors meet its locks.
+    pub slow: BTreeMap<u64, u32>,
     /// Partial-write erratum: only a write of a whole line makes private memory ordinary again.
     pub erratum: bool,
     /// What runs inside the TDs.
@@ -89,6 +92,7 @@ impl Default for MachineConfig {
             seamrr_base: 0xc000_0000,
             cache_sub_blocks: 16,
             module: ModuleConfig::default(),
+            seamldr: SeamldrConfig::default(),
             inject: Vec::new(),
             allow: Vec::new(),
             watch_memory: false,

@@ -8,6 +8,8 @@
 //! COUNT calls. With TD only calls from the TDth call of TDH.MNG.CREATE up to the next one count.
 //! [`Injector`] applies the rules; the first that matches wins.
 
+use crate::seamldr;
+use crate::trace::SEAMLDR;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +35,7 @@ pub enum What {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Rule {
-    leaf: u16,
+    leaf: u64,
     /// Only calls after this call of TDH.MNG.CREATE (from 1) and before the next are counted and hit.
     td: Option<u64>,
     first: u64,
@@ -44,14 +46,14 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Leaf that the rule is about.
-    pub fn leaf(&self) -> u16 {
+    /// Leaf that the rule is about, with bit 63 for the P-SEAMLDR.
+    pub fn leaf(&self) -> u64 {
         self.leaf
     }
 
     /// Does the rule hit a call that is number `call` in the run and number `in_td` since the TD
     /// number `td` was begun?
-    fn hits(&self, leaf: u16, call: u64, td: u64, in_td: u64) -> bool {
+    fn hits(&self, leaf: u64, call: u64, td: u64, in_td: u64) -> bool {
         let call = if self.td.is_some() { in_td } else { call };
         leaf == self.leaf
             && self.td.is_none_or(|wanted| wanted == td)
@@ -130,24 +132,30 @@ pub fn parse_number(text: &str) -> Option<u64> {
     }
 }
 
-/// The leaf called `text`, with or without `TDH.` in front, or with that number.
+/// The leaf called `text`, with or without `TDH.` in front, or with that number; bit 63 is set if it
+/// is one of the P-SEAMLDR.
 ///
 /// # Errors
 ///
 /// A sentence that quotes `text`.
-pub fn leaf_by_name(text: &str) -> Result<u16, String> {
+pub fn leaf_by_name(text: &str) -> Result<u64, String> {
     if let Some(n) = parse_number(text) {
-        return u16::try_from(n).map_err(|_| format!("leaf {n} does not fit into 16 bits"));
+        return match u16::try_from(n & !SEAMLDR) {
+            Ok(_) => Ok(n),
+            Err(_) => Err(format!("leaf {n} does not fit into 16 bits")),
+        };
     }
     let wanted = text.to_ascii_uppercase();
-    (0..=255)
-        .find(|leaf| {
-            leaf_name(*leaf).is_some_and(|n| n == wanted || n.strip_prefix("TDH.") == Some(&wanted))
-        })
+    let is = |name: &str| name == wanted || name.strip_prefix("TDH.") == Some(&wanted);
+    let in_module = (0..=255).find(|leaf| leaf_name(*leaf).is_some_and(is));
+    let in_loader = || (0..=255).find(|leaf| seamldr::leaf_name(*leaf).is_some_and(is));
+    in_module
+        .map(u64::from)
+        .or_else(|| in_loader().map(|leaf| SEAMLDR | u64::from(leaf)))
         .ok_or_else(|| format!("no leaf is called '{text}' (see 'tdx-machine leaves')"))
 }
 
-fn parse_what(leaf: u16, text: &str) -> Result<What, String> {
+fn parse_what(leaf: u64, text: &str) -> Result<What, String> {
     match text.to_ascii_lowercase().as_str() {
         "vmfail" => return Ok(What::VmfailInvalid),
         "gp" => return Ok(What::GeneralProtection),
@@ -159,8 +167,8 @@ fn parse_what(leaf: u16, text: &str) -> Result<What, String> {
         .ok_or_else(|| {
             format!("no status is called '{text}'; a number or vmfail, gp, ud will do too")
         })?;
-    let resumes = matches!(leaf, number::PHYMEM_CACHE_WB | number::SYS_DISABLE);
-    if resumes && status == Status::INTERRUPTED_RESUMABLE.raw() {
+    let resumes = [number::PHYMEM_CACHE_WB, number::SYS_DISABLE].map(u64::from);
+    if resumes.contains(&leaf) && status == Status::INTERRUPTED_RESUMABLE.raw() {
         return Ok(What::Interrupt);
     }
     Ok(What::Status(status))
@@ -182,10 +190,10 @@ pub fn status_by_name(name: &str) -> Option<u64> {
 pub struct Injector {
     /// Rules, and whether each has met a call.
     rules: Vec<(Rule, bool)>,
-    calls: BTreeMap<u16, u64>,
+    calls: BTreeMap<u64, u64>,
     /// Calls of TDH.MNG.CREATE, and those of each leaf since the last of them.
     tds: u64,
-    calls_in_td: BTreeMap<u16, u64>,
+    calls_in_td: BTreeMap<u64, u64>,
 }
 
 impl Injector {
@@ -198,15 +206,15 @@ impl Injector {
     }
 
     /// Counts one call of `leaf` and says what it gets, if not the module's own answer.
-    pub fn next(&mut self, leaf: u16) -> Option<What> {
+    pub fn next(&mut self, leaf: u64) -> Option<What> {
         if self.rules.is_empty() {
             return None;
         }
-        if leaf == number::MNG_CREATE {
+        if leaf == u64::from(number::MNG_CREATE) {
             self.tds += 1;
             self.calls_in_td.clear();
         }
-        let count = |calls: &mut BTreeMap<u16, u64>| {
+        let count = |calls: &mut BTreeMap<u64, u64>| {
             let call = calls.entry(leaf).or_insert(0);
             *call += 1;
             *call
@@ -241,7 +249,7 @@ impl Injector {
 mod tests {
     use super::*;
 
-    fn hits(spec: &str, leaf: u16, calls: u64) -> Vec<u64> {
+    fn hits(spec: &str, leaf: u64, calls: u64) -> Vec<u64> {
         let mut injector = Injector::new(vec![spec.parse().unwrap()]);
         (1..=calls)
             .filter(|_| injector.next(leaf).is_some())
@@ -259,6 +267,9 @@ mod tests {
         assert_eq!(hits("33:2=SYS_BUSY*2", 33, 5), [2, 3]);
         assert_eq!(hits("33:3=SYS_BUSY*always", 33, 5), [3, 4, 5]);
         assert!(hits("33=SYS_BUSY", 35, 3).is_empty());
+        assert_eq!(hits("SEAMLDR.INSTALL:2=5", SEAMLDR | 1, 3), [2]);
+        assert!(hits("SEAMLDR.INSTALL:2=5", 1, 3).is_empty());
+        assert_eq!(hits("0x8000000000000000=gp", SEAMLDR, 1), [1]);
     }
 
     #[test]
@@ -267,7 +278,7 @@ mod tests {
             "MEM.TRACK@2:2=OPERAND_BUSY".parse().unwrap(),
             "MNG.CREATE@3=SYS_BUSY".parse().unwrap(),
         ]);
-        let (create, track) = (number::MNG_CREATE, number::MEM_TRACK);
+        let (create, track) = (u64::from(number::MNG_CREATE), u64::from(number::MEM_TRACK));
         let calls = [create, track, track, create, track, create, track, track];
         let hit = |injector: &mut Injector| calls.map(|leaf| injector.next(leaf).is_some());
         let third = [false, false, false, false, false, true, false, false];

@@ -5,7 +5,7 @@
 //!
 //! [`Machine`] is the whole; the QEMU plugin calls it for every instruction of interest. It is made
 //! from a [`MachineConfig`](config::MachineConfig) and owns a [`Module`](tdx_module::Module) of the
-//! neighbouring crate, which answers the SEAMCALLs. What it judges: `private` knows which lines are
+//! neighbouring crate, which answers the SEAMCALLs; `seamldr` replaces it at run time. What it judges: `private` knows which lines are
 //! private, `lp` whose caches may hold them, `violation` names what a host must not do. What it
 //! tells: `trace` and `summary`. What it does on command: `inject`, and inside its TDs: `script`, with
 //! `tds` for where they are.
@@ -24,6 +24,7 @@ pub mod operands;
 pub mod private;
 pub mod script;
 mod seam;
+pub mod seamldr;
 pub mod summary;
 pub mod tds;
 pub mod trace;

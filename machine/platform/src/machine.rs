@@ -3,7 +3,8 @@
 //! The machine as a whole: [`Machine`] and what its processors do outside SEAMCALL.
 //!
 //! Every method takes `&self`; QEMU runs each virtual processor in a thread of its own. Locks: each
-//! method takes one of the machine's locks at a time and calls the TDX module with none held.
+//! method takes one of the machine's locks at a time and calls the TDX module with none held; only
+//! the lock of the P-SEAMLDR is the outermost of all, and held as long as a processor is inside.
 //! `seam` adds the SEAMCALL itself.
 
 use crate::config::MachineConfig;
@@ -12,6 +13,7 @@ use crate::inject::Injector;
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
+use crate::seamldr::Seamldr;
 use crate::summary::{CpuSummary, Progress, Summary};
 use crate::tds::Tds;
 use crate::trace::Trace;
@@ -72,7 +74,12 @@ pub(crate) struct Report {
 pub struct Machine {
     pub(crate) config: MachineConfig,
     pub(crate) msrs: Msrs,
-    module: Mutex<Arc<Module>>,
+    /// What a SEAMCALL with RAX bit 63 clear reaches, if there is anything.
+    module: Mutex<Option<Arc<Module>>>,
+    /// The module that was there last: it left its handoff data in memory.
+    pub(crate) last_module: Mutex<Option<Arc<Module>>>,
+    /// Only one processor can be inside: the one that holds the lock.
+    pub(crate) seamldr: Mutex<Seamldr>,
     /// Advances with every event that order matters for.
     clock: AtomicU64,
     /// Calls of [`Machine::unsupported`].
@@ -88,6 +95,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The module that firmware loads at RESET, if it loads one.
+fn firmware_module(config: &MachineConfig) -> Result<Option<Arc<Module>>, String> {
+    let module = Module::new(config.module.clone()).map_err(|e| e.to_string())?;
+    Ok(config.module_loaded.then(|| Arc::new(module)))
+}
+
 impl Machine {
     /// A machine that has just been switched on. `trace` takes the trace, `log` lines for people.
     ///
@@ -100,10 +113,11 @@ impl Machine {
         log: Box<dyn Write + Send>,
     ) -> Result<Machine, String> {
         config.check()?;
-        let module = Module::new(config.module.clone()).map_err(|e| e.to_string())?;
         Ok(Machine {
             msrs: Msrs::new(&config),
-            module: Mutex::new(Arc::new(module)),
+            module: Mutex::new(firmware_module(&config)?),
+            last_module: Mutex::new(None),
+            seamldr: Mutex::new(Seamldr::new(config.seamldr.clone())),
             clock: AtomicU64::new(1),
             unsupported: AtomicU64::new(0),
             coarse: CoarseMap::new(config.max_phys_addr),
@@ -130,8 +144,13 @@ impl Machine {
         &self.config
     }
 
-    pub(crate) fn module(&self) -> Arc<Module> {
+    pub(crate) fn module(&self) -> Option<Arc<Module>> {
         lock(&self.module).clone()
+    }
+
+    /// Puts another module, or none, in the place of the present one; answers that one.
+    pub(crate) fn replace_module(&self, module: Option<Arc<Module>>) -> Option<Arc<Module>> {
+        std::mem::replace(&mut *lock(&self.module), module)
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -146,9 +165,11 @@ impl Machine {
     /// RESET: firmware loads a fresh module, and nothing is private any more. Counters stay.
     pub fn reset(&self) {
         // The configuration was accepted once, so the old module stays only if it cannot be made.
-        if let Ok(module) = Module::new(self.config.module.clone()) {
-            *lock(&self.module) = Arc::new(module);
+        if let Ok(module) = firmware_module(&self.config) {
+            self.replace_module(module);
         }
+        *lock(&self.last_module) = None;
+        *lock(&self.seamldr) = Seamldr::new(self.config.seamldr.clone());
         let mut state = lock(&self.state);
         state.lps.iter_mut().for_each(Lp::reset);
         state.private = PrivateMap::default();

@@ -6,12 +6,16 @@
 //! read ([`inputs`]). The operands of TDH.SYS.CONFIG lie in memory: [`tdmr_table`] fetches them.
 
 use crate::GuestMemory;
+use crate::trace::SEAMLDR;
 use serde::Serialize;
 use tdx_module::number;
 
-/// Registers that `leaf` reads, by name.
-pub fn inputs(leaf: u16) -> &'static [&'static str] {
-    match leaf {
+/// Registers that `leaf` (with bit 63 for the P-SEAMLDR) reads, by name.
+pub fn inputs(leaf: u64) -> &'static [&'static str] {
+    if leaf & SEAMLDR != 0 {
+        return &["rcx"];
+    }
+    match leaf as u16 {
         number::SYS_LP_INIT
         | number::SYS_KEY_CONFIG
         | number::SYS_UPDATE

@@ -4,6 +4,9 @@
 
 mod guest;
 mod inside;
+mod loader;
+#[cfg(test)]
+mod loader_tests;
 #[cfg(test)]
 mod td_tests;
 #[cfg(test)]
@@ -12,7 +15,7 @@ mod tests;
 use crate::machine::{At, Machine, lock};
 use crate::operands::{Tdmr, tdmr_table};
 use crate::tds::freed;
-use crate::trace::{Call, Ending, leaf_label};
+use crate::trace::{Call, Ending, LEAF, SEAMLDR, leaf_label};
 use crate::violation::Kind;
 use crate::{GuestMemory, inject::What};
 use inside::Inside;
@@ -42,8 +45,6 @@ struct Answer {
     genuine: bool,
 }
 
-const LEAF_MASK: u64 = 0xffff;
-const SEAMLDR: u64 = 1 << 63;
 /// The TDVPR's address in the operand of TDH.VP.ENTER.
 const TDVPR: u64 = 0x000f_ffff_ffff_f000;
 
@@ -51,23 +52,23 @@ impl Machine {
     /// Executes SEAMCALL with `regs` on the processor `at` names. `long_mode` says that it runs in
     /// 64-bit mode.
     pub fn seamcall(&self, at: At, long_mode: bool, regs: Regs, mem: &dyn GuestMemory) -> Reply {
-        let leaf = (regs.rax & LEAF_MASK) as u16;
+        let leaf = regs.rax & LEAF;
         if let Some(ending) = self.processor_check(at, long_mode, regs.rax) {
-            self.not_reached(at, leaf, regs, ending);
+            self.not_reached(at, regs, ending);
             return reply(ending, regs);
         }
-        if matches!(leaf, number::MNG_CREATE | number::SYS_DISABLE) {
+        if [number::MNG_CREATE, number::SYS_DISABLE].map(u64::from).contains(&leaf) {
             self.event("census", at.lp, self.census());
         }
         let answer = self.answer(at, leaf, regs, mem);
-        let tdmrs = if leaf == number::SYS_CONFIG {
+        let tdmrs = if leaf == u64::from(number::SYS_CONFIG) {
             let reserved = self.config.module.max_reserved_per_tdmr;
             tdmr_table(mem, regs.rcx, regs.rdx, reserved)
         } else {
             None
         };
         if answer.genuine {
-            self.follow(at, leaf, regs, answer.regs, tdmrs.as_deref());
+            self.follow(at, leaf as u16, regs, answer.regs, tdmrs.as_deref());
         }
         self.record(Call {
             cpu: at.lp,
@@ -92,8 +93,8 @@ impl Machine {
         json!({ "private": private, "unconverted": unconverted, "tds": tds })
     }
 
-    /// The answer to a call that reaches the module, from the injector or from the module.
-    fn answer(&self, at: At, leaf: u16, regs: Regs, mem: &dyn GuestMemory) -> Answer {
+    /// The answer to a call that reaches module or loader, from the injector or from one of them.
+    fn answer(&self, at: At, leaf: u64, regs: Regs, mem: &dyn GuestMemory) -> Answer {
         let fault = |ending| Answer {
             ending,
             regs,
@@ -113,8 +114,11 @@ impl Machine {
                     ..fault(Ending::Status(rax))
                 }
             }
-            Some(What::Interrupt) => self.call_module(at, leaf, regs, mem, true),
-            None => self.call_module(at, leaf, regs, mem, false),
+            None if leaf & SEAMLDR != 0 => self.call_loader(at, regs, mem),
+            _ => {
+                let interrupt = what == Some(What::Interrupt);
+                self.call_module(at, leaf as u16, regs, mem, interrupt)
+            }
         }
     }
 
@@ -124,16 +128,19 @@ impl Machine {
             Some(Ending::InvalidOpcode)
         } else if at.cpl > 0 || !self.config.seamrr {
             Some(Ending::GeneralProtection)
-        } else if !self.config.module_loaded || rax & SEAMLDR != 0 {
-            Some(Ending::VmfailInvalid)
         } else {
-            None
+            let there = match rax & SEAMLDR {
+                0 => self.module().is_some(),
+                _ => self.config.seamldr.loaded,
+            };
+            (!there).then_some(Ending::VmfailInvalid)
         }
     }
 
     /// The module was not reached. A host bug if this machine has a module to reach, except where a
     /// user program tried it, or the kernel made sure TDX is off before it goes down.
-    fn not_reached(&self, at: At, leaf: u16, regs: Regs, ending: Ending) {
+    fn not_reached(&self, at: At, regs: Regs, ending: Ending) {
+        let leaf = regs.rax & LEAF;
         self.record(Call {
             cpu: at.lp,
             before: regs,
@@ -143,7 +150,8 @@ impl Machine {
             tdmrs: None,
         });
         let fault = ending != Ending::VmfailInvalid;
-        if fault && at.cpl == 0 && self.config.is_healthy() && leaf != number::SYS_DISABLE {
+        let on_the_way_down = leaf == u64::from(number::SYS_DISABLE);
+        if fault && at.cpl == 0 && self.config.is_healthy() && !on_the_way_down {
             let text = format!(
                 "SEAMCALL {} raised {}: no VMXON before it",
                 leaf_label(leaf),
@@ -169,10 +177,19 @@ impl Machine {
         mem: &dyn GuestMemory,
         interrupt: bool,
     ) -> Answer {
+        let Some(module) = self.module() else {
+            // Another processor took it away since the check.
+            return Answer {
+                ending: Ending::VmfailInvalid,
+                regs,
+                injected: false,
+                genuine: false,
+            };
+        };
         self.enter(at);
         self.blame_taken_memory(at, leaf);
         let inside = Inside::new(self, mem, leaf, interrupt);
-        let (module, tdvpr) = (self.module(), regs.rcx & TDVPR);
+        let tdvpr = regs.rcx & TDVPR;
         if module.seamcall(at.lp as usize, &mut regs, &inside) == Outcome::Entered {
             regs = self.run_guest(at, tdvpr, regs, mem, &inside, &module);
         }
@@ -190,7 +207,9 @@ impl Machine {
         match (leaf, after.rax) {
             (number::SYS_CONFIG, 0) => state.progress.configured(tdmrs.unwrap_or_default()),
             (number::SYS_TDMR_INIT, 0) => state.progress.initialised(before.rcx, after.rdx),
-            (number::SYS_DISABLE | number::SYS_SHUTDOWN, 0) => state.progress.forget(),
+            (number::SYS_DISABLE, 0) => state.progress.forget(),
+            (number::SYS_SHUTDOWN, 0) => state.progress.shut_down(),
+            (number::SYS_UPDATE, 0) => state.progress.taken_over(),
             _ => {}
         }
         if after.rax == 0 {
@@ -200,6 +219,9 @@ impl Machine {
             }
         }
         drop(state);
+        if (leaf, after.rax) == (number::SYS_UPDATE, 0) {
+            lock(&self.report).summary.updates += 1;
+        }
         self.blame_order(at, leaf, after.rax);
         if leaf == number::SYS_CONFIG && plan_rejected(after.rax) {
             let status = Ending::Status(after.rax).name();
@@ -217,7 +239,7 @@ impl Machine {
         if taken.is_some() {
             let text = format!(
                 "memory that the TDX module used was converted before {}",
-                leaf_label(leaf)
+                leaf_label(leaf.into())
             );
             self.violation(at, Kind::ConvertedInUse, taken, text);
         }
@@ -228,18 +250,17 @@ impl Machine {
     fn blame_order(&self, at: At, leaf: u16, rax: u64) {
         if is_td_leaf(leaf) && only_a_bug(rax) && !lock(&self.injector).has_fired() {
             let status = Ending::Status(rax).name();
-            let text = format!("{} answered {status}, RAX {rax:#x}", leaf_label(leaf));
+            let text = format!(
+                "{} answered {status}, RAX {rax:#x}",
+                leaf_label(leaf.into())
+            );
             self.violation(at, Kind::TdMisuse, None, text);
         }
     }
 
     fn record(&self, call: Call) {
         let mut report = lock(&self.report);
-        let label = if call.before.rax & SEAMLDR != 0 {
-            format!("SEAMLDR leaf {}", call.leaf())
-        } else {
-            leaf_label(call.leaf())
-        };
+        let label = leaf_label(call.leaf());
         report.summary.count_call(label, call.ending, call.injected);
         report.trace.call(call);
     }
@@ -282,7 +303,7 @@ fn only_a_bug(rax: u64) -> bool {
 
 fn reply(ending: Ending, regs: Regs) -> Reply {
     match ending {
-        Ending::Status(_) => Reply::Returned(regs),
+        Ending::Status(_) | Ending::Refused(..) => Reply::Returned(regs),
         Ending::VmfailInvalid => Reply::VmfailInvalid,
         Ending::GeneralProtection => Reply::GeneralProtection,
         Ending::InvalidOpcode => Reply::InvalidOpcode,

@@ -56,6 +56,8 @@ pub struct Summary {
     pub converted_bytes: u64,
     /// Bytes the module itself gave back.
     pub released_bytes: u64,
+    /// TDX modules that the P-SEAMLDR installed and that took over what their predecessors left.
+    pub updates: u64,
     /// Resets of the machine after power-on.
     pub resets: u64,
     /// TDs that were created.
@@ -144,6 +146,8 @@ impl Summary {
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     tdmrs: Vec<(u64, u64, bool)>,
+    /// The TDMRs of a module that was shut down, for its successor.
+    handed_over: Vec<(u64, u64, bool)>,
     was_ready: bool,
 }
 
@@ -163,6 +167,17 @@ impl Progress {
     /// The module forgot everything.
     pub(crate) fn forget(&mut self) {
         self.tdmrs.clear();
+        self.handed_over.clear();
+    }
+
+    /// TDH.SYS.SHUTDOWN: the tables are there, but no module uses them.
+    pub(crate) fn shut_down(&mut self) {
+        self.handed_over = std::mem::take(&mut self.tdmrs);
+    }
+
+    /// TDH.SYS.UPDATE: another module has taken the tables over.
+    pub(crate) fn taken_over(&mut self) {
+        self.tdmrs = std::mem::take(&mut self.handed_over);
     }
 
     fn ready(&self) -> bool {
@@ -202,6 +217,10 @@ mod tests {
         progress.initialised(0, 2 << 30);
         assert!(!progress.report().ready);
         progress.initialised(4 << 30, 5 << 30);
+        assert!(progress.report().ready);
+        progress.shut_down();
+        assert!(!progress.report().ready);
+        progress.taken_over();
         assert!(progress.report().ready);
         progress.forget();
         let end = progress.report();

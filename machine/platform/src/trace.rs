@@ -8,6 +8,7 @@
 //! event only the first [`EVENTS`] are written, of violations the first [`VIOLATIONS`] per kind.
 
 use crate::operands::{Tdmr, inputs};
+use crate::seamldr::{self, Refusal};
 use crate::violation::{Kind, Violation};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -19,11 +20,18 @@ pub const EVENTS: u64 = 1000;
 /// Violations of one kind that are written.
 pub const VIOLATIONS: u64 = 100;
 
+/// Bit of RAX that calls the P-SEAMLDR instead of the TDX module.
+pub const SEAMLDR: u64 = 1 << 63;
+/// Bits of RAX that say what is called.
+pub const LEAF: u64 = SEAMLDR | 0xffff;
+
 /// How a SEAMCALL ended, as the caller saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
     /// A status in RAX.
     Status(u64),
+    /// The P-SEAMLDR refused, with this status.
+    Refused(Refusal, u64),
     /// VMfailInvalid.
     VmfailInvalid,
     /// #GP(0).
@@ -39,9 +47,18 @@ impl Ending {
             Ending::Status(status) => {
                 status_name(status).map_or_else(|| format!("0x{:08x}", status >> 32), str::to_owned)
             }
+            Ending::Refused(refusal, _) => refusal.name().into(),
             Ending::VmfailInvalid => "VMFAIL_INVALID".into(),
             Ending::GeneralProtection => "#GP".into(),
             Ending::InvalidOpcode => "#UD".into(),
+        }
+    }
+
+    /// The word in RAX, if there was one.
+    pub fn status(self) -> Option<u64> {
+        match self {
+            Ending::Status(status) | Ending::Refused(_, status) => Some(status),
+            _ => None,
         }
     }
 }
@@ -64,9 +81,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// Leaf number.
-    pub fn leaf(&self) -> u16 {
-        self.before.rax as u16
+    /// Leaf number, with bit 63 for the P-SEAMLDR.
+    pub fn leaf(&self) -> u64 {
+        self.before.rax & LEAF
     }
 
     fn repeats(&self, other: &Call) -> bool {
@@ -85,9 +102,15 @@ impl Call {
     }
 }
 
-/// Name of a leaf, or its number where it has none.
-pub fn leaf_label(leaf: u16) -> String {
-    leaf_name(leaf).map_or_else(|| format!("leaf {leaf}"), str::to_owned)
+/// Name of a leaf (with bit 63 for the P-SEAMLDR), or its number where it has none.
+pub fn leaf_label(leaf: u64) -> String {
+    let number = leaf as u16;
+    if leaf & SEAMLDR == 0 {
+        leaf_name(number).map_or_else(|| format!("leaf {number}"), str::to_owned)
+    } else {
+        let unknown = || format!("SEAMLDR leaf {number}");
+        seamldr::leaf_name(number).map_or_else(unknown, str::to_owned)
+    }
 }
 
 struct Last {
@@ -224,7 +247,7 @@ fn describe(call: &Call, seq: u64, count: u64) -> Value {
         "seq": seq,
         "cpu": call.cpu,
         "leaf": leaf_label(leaf),
-        "number": leaf,
+        "number": leaf as u16,
         "version": call.before.rax >> 16 & 0xff,
         "in": operands,
         "out": changed,
@@ -232,11 +255,8 @@ fn describe(call: &Call, seq: u64, count: u64) -> Value {
         "injected": call.injected,
         "count": count,
     });
-    if let Ending::Status(status) = call.ending {
+    if let Some(status) = call.ending.status() {
         line["rax"] = format!("{status:#018x}").into();
-    }
-    if call.before.rax >> 63 == 1 {
-        line["leaf"] = format!("SEAMLDR leaf {leaf}").into();
     }
     if let Some(tdmrs) = &call.tdmrs {
         line["tdmrs"] = tdmrs.iter().map(describe_tdmr).collect();

@@ -21,6 +21,8 @@ pub enum Kind {
     ConvertedInUse,
     /// A leaf for TDs was refused in a way that only a wrong order of calls explains.
     TdMisuse,
+    /// Two processors called the P-SEAMLDR at once, which fails for one of them.
+    SeamldrRace,
     /// Private memory was written by something else than MOVDIR64B (only seen with memory watching).
     PrivateWrite,
     /// Private memory was read with KeyID 0 (only seen with memory watching).
@@ -29,12 +31,13 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Kind; 7] = [
+    pub const ALL: [Kind; 8] = [
         Kind::ConvertedDirty,
         Kind::SeamcallFault,
         Kind::PlanRejected,
         Kind::ConvertedInUse,
         Kind::TdMisuse,
+        Kind::SeamldrRace,
         Kind::PrivateWrite,
         Kind::PrivateRead,
     ];
@@ -47,6 +50,7 @@ impl Kind {
             Kind::PlanRejected => "plan-rejected",
             Kind::ConvertedInUse => "converted-in-use",
             Kind::TdMisuse => "td-misuse",
+            Kind::SeamldrRace => "seamldr-race",
             Kind::PrivateWrite => "private-write",
             Kind::PrivateRead => "private-read",
         }

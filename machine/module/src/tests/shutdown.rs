@@ -2,9 +2,12 @@
 
 //! TDH.SYS.SHUTDOWN, TDH.SYS.UPDATE and TDH.SYS.LP.SHUTDOWN.
 
+use std::sync::Arc;
+
+use super::td_bench::TdBench;
 use super::{Bench, GB, PATTERN, regs, two_tdmrs};
 use crate::leaf::number;
-use crate::{ModuleConfig, Regs};
+use crate::{ModuleConfig, Outcome, Regs};
 
 const SYS_BUSY: u64 = 0x8000_0202_0000_0000;
 const SHUT_DOWN: u64 = 0xc000_0506_0000_0000;
@@ -116,6 +119,59 @@ fn a_handoff_is_used_once() {
     bench.sys_init();
     bench.lp_init_all();
     assert_eq!(update(&bench), 0xc000_0509_0000_0000);
+}
+
+/// The bench with a module in the place of the old one that follows `config`.
+fn succeeded(bench: &Bench, config: ModuleConfig) -> Bench {
+    let module = bench.module.successor(config).expect("a valid one");
+    let bench = Bench {
+        module: Arc::new(module),
+        machine: Arc::clone(&bench.machine),
+    };
+    bench.initialized()
+}
+
+#[test]
+fn another_release_takes_over_what_it_can_read() {
+    const NO_HANDOFF: u64 = 0xc000_0509_0000_0000;
+    let reads = |min_update_hv, module_hv| ModuleConfig {
+        min_update_hv: Some(min_update_hv),
+        module_hv: Some(module_hv),
+        ..ModuleConfig::default()
+    };
+    for (config, expected) in [
+        (reads(0, 1), 0),
+        (reads(1, 7), 0),
+        (reads(2, 7), NO_HANDOFF),
+        (reads(0, 0), NO_HANDOFF),
+    ] {
+        let bench = Bench::baseline().ready(&two_tdmrs());
+        assert_eq!(shutdown(&bench, 1), 0);
+        let next = succeeded(&bench, config.clone());
+        assert_eq!(update(&next), expected, "{config:?}");
+        if expected == 0 {
+            assert_eq!(next.rax(number::SYS_TDMR_INIT, 4 * GB, 0, 0), 0);
+        }
+    }
+}
+
+#[test]
+fn td_lives_on_under_the_next_module() {
+    let (td, tdvpr) = TdBench::runnable(Bench::baseline());
+    let _ = td.enter(0, tdvpr);
+    td.interrupt(0);
+    assert_eq!(shutdown(&td.bench, 1), 0);
+    let config = ModuleConfig {
+        update: Some(26),
+        ..ModuleConfig::default()
+    };
+    let bench = succeeded(&td.bench, config);
+    assert_eq!(update(&bench), 0);
+    let input = regs(number::VP_ENTER, tdvpr, PATTERN, PATTERN);
+    let outcome = bench
+        .module
+        .seamcall(0, &mut input.clone(), &*bench.machine);
+    assert_eq!(outcome, Outcome::Entered);
 }
 
 #[test]

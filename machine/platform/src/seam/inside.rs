@@ -49,7 +49,7 @@ impl<'a> Inside<'a> {
             .machine
             .config
             .slow
-            .get(&self.leaf)
+            .get(&self.leaf.into())
             .copied()
             .unwrap_or(0);
         if time > 0 && !self.slept.swap(true, Ordering::Relaxed) {
@@ -117,7 +117,7 @@ impl Platform for Inside<'_> {
         if !self.mem.write(pa, data) {
             self.machine.log(&format!(
                 "{}: no memory at {pa:#x} to write to",
-                leaf_label(self.leaf)
+                leaf_label(self.leaf.into())
             ));
         }
     }

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::config::MachineConfig;
+use crate::seamldr::config::SeamldrConfig;
 use crate::tests::Ram;
 use tdx_module::MemRange;
 
@@ -68,13 +69,18 @@ fn plan(ram: &Ram) -> Regs {
     }
 }
 
-/// A machine on which TDX is up, with one processor.
+/// A machine on which TDX is up.
 pub(super) fn ready(config: MachineConfig) -> (Machine, Ram) {
     let (machine, ram) = (machine(config), Ram::new(4 << 20));
+    let on = |lp, regs| assert_eq!(status(call_on(&machine, lp, regs, &ram)), 0);
+    let call = |regs| on(0, regs);
     machine.vmxon(AT);
-    let call = |regs| assert_eq!(status(call_on(&machine, 0, regs, &ram)), 0);
     call(leaf(number::SYS_INIT));
     call(leaf(number::SYS_LP_INIT));
+    for lp in 1..machine.config.cpus {
+        machine.vmxon(At { lp, ..AT });
+        on(lp, leaf(number::SYS_LP_INIT));
+    }
     call(plan(&ram));
     call(leaf(number::SYS_KEY_CONFIG));
     for _ in 0..256 {
@@ -115,7 +121,14 @@ fn processor_faults_in_the_order_of_hardware() {
         ..default()
     };
     assert_eq!(on(no_module, true, 0, 33), Reply::VmfailInvalid);
-    assert_eq!(on(default(), true, 0, SEAMLDR), Reply::VmfailInvalid);
+    let no_loader = MachineConfig {
+        seamldr: SeamldrConfig {
+            loaded: false,
+            ..SeamldrConfig::default()
+        },
+        ..default()
+    };
+    assert_eq!(on(no_loader, true, 0, SEAMLDR), Reply::VmfailInvalid);
     let no_tdx = MachineConfig {
         tdx_keyids: 0,
         ..default()
