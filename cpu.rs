@@ -138,8 +138,11 @@ unsafe fn vmx_put() {
 extern "C" fn online(_cpu: c_uint) -> c_int {
     from_result(|| {
         vmx_get()?;
-        // The TDX module may have refused, but it ran.
-        init_this_cpu().inspect_err(|_| release_this_cpu())?;
+        // Without a module no TD runs here or elsewhere, and the CPU is as good as any other.
+        if !crate::is_lost() {
+            // The TDX module may have refused, but it ran.
+            init_this_cpu().inspect_err(|_| release_this_cpu())?;
+        }
         Ok(0)
     })
 }

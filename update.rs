@@ -158,7 +158,7 @@ impl Update {
             rcx: sysinfo::read_handoff_version()?,
             ..Args::default()
         };
-        seamcall::call(Leaf::TDH_SYS_SHUTDOWN, args)
+        seamcall::call_spinning(Leaf::TDH_SYS_SHUTDOWN, args)
             .map_err(|e| e.report("shutting the TDX module down for an update"))?;
         crate::set_lost(true, stopped);
         cpu::forget_initialization(stopped);
@@ -195,7 +195,7 @@ impl Update {
 
     /// Lets the new module take over what the old one left.
     fn take_over(&self, stopped: &AllStopped<'_>) -> Result {
-        seamcall::call(Leaf::TDH_SYS_UPDATE, Args::default())
+        seamcall::call_spinning(Leaf::TDH_SYS_UPDATE, Args::default())
             .map_err(|e| e.report("handing TDs over to the new TDX module"))?;
         crate::set_lost(false, stopped);
         // The module works; if it does not tell its version, the old one stays in the books.
