@@ -3,7 +3,8 @@
 #
 # Build a kernel: "c" is the tree as it is (the control), "rust" the same tree
 # with our files and patches. Usage: kernel.sh c|rust [make arguments...]
-# Runs inside tools/enter. Result: $(trees_dir)/{c,rust}/build/arch/x86/boot/bzImage
+# Runs inside tools/enter. Result: $(trees_dir)/{c,rust}/build/arch/x86/boot/bzImage, and the one
+# module drivers/virt/coco/tdx-host/tdx-host.ko in the same build directory.
 #
 # The build directory lies in the tree: then the kernel's build system names
 # its sources relatively, and ccache serves one kernel from the other's objects.
@@ -90,6 +91,6 @@ check_rust() {
 
 prepare_tree
 configure
-[ $# -gt 0 ] || set -- bzImage
+[ $# -gt 0 ] || set -- bzImage modules
 step "building the $which kernel, Linux $(python3 "$TOP/tools/tree.py" version "$tree")" \
 	"$CACHE/logs/kernel-$which.log" kmake "$@"

@@ -43,6 +43,11 @@ def kernel(which: str) -> Path:
     return trees() / which / "build/arch/x86/boot/bzImage"
 
 
+def tdx_host(which: str) -> Path:
+    """The driver with which user space updates the TDX module: a kernel module."""
+    return trees() / which / "build/drivers/virt/coco/tdx-host/tdx-host.ko"
+
+
 def build(*wanted: str) -> list[Result]:
     """Build "machine", "c", "rust"; a failed build is a failed test."""
     results = []
@@ -191,6 +196,8 @@ def boot() -> list[Result]:
         "TDX_TD_CLIENT": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"),
         "TDX_KERNEL_C": str(kernel("c")),
         "TDX_KERNEL_RUST": str(kernel("rust")),
+        "TDX_HOST_KO_C": str(tdx_host("c")),
+        "TDX_HOST_KO_RUST": str(tdx_host("rust")),
     }
     # Tests that share a boot run in one process: they name a group.
     args = ["-n", JOBS, "--dist=loadgroup"]

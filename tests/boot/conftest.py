@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """Fixtures of the boot scenarios.
 
-Which binaries are tested is said by TDX_MACHINE, TDX_KERNEL_C and
-TDX_KERNEL_RUST; `make boot-test` builds them and sets the three.
+Which binaries are tested is said by TDX_MACHINE, TDX_TD_CLIENT, TDX_KERNEL_* and
+TDX_HOST_KO_*; `make boot-test` builds them and sets the variables.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from machine import Boot, Machine
 from td import LIFE
 
 KERNELS = {"c": "TDX_KERNEL_C", "rust": "TDX_KERNEL_RUST"}
+DRIVERS = {"c": "TDX_HOST_KO_C", "rust": "TDX_HOST_KO_RUST"}
 
 
 def binary(variable: str) -> Path:
@@ -86,6 +88,25 @@ def assert_given_back(free_without_tdx):
 def free_script() -> str:
     """Script that prints how much memory is free, for `assert_given_back`."""
     return FREE
+
+
+@pytest.fixture(scope="session")
+def tdx_host():
+    """A function: the driver tdx-host of the kernel "c" or "rust", a kernel module."""
+    return lambda kernel: binary(DRIVERS[kernel])
+
+
+@pytest.fixture
+def image(tmp_path_factory):
+    """A function: makes the image of a TDX module from options of `tdx-machine image`."""
+
+    def make(*args: str) -> Path:
+        path = tmp_path_factory.mktemp("image") / "module"
+        command = [str(binary("TDX_MACHINE")), "image", "--out", str(path), *args]
+        subprocess.run(command, check=True)
+        return path
+
+    return make
 
 
 @pytest.fixture(scope="session")
