@@ -68,6 +68,7 @@ def test_suspend_to_ram_is_refused_and_the_td_goes_on(machine, run, sockets):
 IDLE = f"""{START}
 echo s2idle >/sys/power/mem_sleep
 echo enabled >/sys/class/tty/ttyS0/power/wakeup
+stty -F /dev/ttyS0 -echo ignbrk
 echo; echo sleeping
 for i in 1 2 3 4 5 6 7 8; do echo mem >/sys/power/state && break; done; echo slept=$?
 echo; echo awake

@@ -57,7 +57,10 @@ impl Machine {
             self.not_reached(at, regs, ending);
             return reply(ending, regs);
         }
-        if [number::MNG_CREATE, number::SYS_DISABLE].map(u64::from).contains(&leaf) {
+        if [number::MNG_CREATE, number::SYS_DISABLE]
+            .map(u64::from)
+            .contains(&leaf)
+        {
             self.event("census", at.lp, self.census());
         }
         let answer = self.answer(at, leaf, regs, mem);
