@@ -6,6 +6,7 @@ use crate::cli::Expect;
 use crate::units::show;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tdx_platform::counts::CallCounts;
 use tdx_platform::summary::Summary;
 use tdx_platform::tds::GuestSummary;
 
@@ -165,11 +166,26 @@ pub fn report(
             summary.cpus.len()
         ),
     );
+    for (name, counts) in &summary.instructions {
+        line("instructions", instructions(name, counts));
+    }
     for rule in &summary.unused_injections {
         line("warning", format!("nothing met the injection {rule}"));
     }
     line("violations", violations(summary));
     text
+}
+
+fn instructions(name: &str, counts: &CallCounts) -> String {
+    let counted = counts.calls.saturating_sub(counts.interrupted);
+    let lengths = match (counts.min, counts.median, counts.max) {
+        (Some(min), Some(median), Some(max)) => format!("{min} / {median} / {max}"),
+        _ => "-".to_owned(),
+    };
+    format!(
+        "{name:<28} {lengths} in {counted} calls, {} more interrupted",
+        counts.interrupted
+    )
 }
 
 fn tds(summary: &Summary) -> String {
@@ -252,6 +268,14 @@ mod tests {
         let mut summary = Summary::default();
         summary.violations.insert("converted-dirty".into(), 2);
         summary.unused_injections.push("33=SYS_BUSY".into());
+        let counts = CallCounts {
+            calls: 9,
+            interrupted: 2,
+            min: Some(5),
+            median: Some(6),
+            max: Some(70),
+        };
+        summary.instructions.insert("tdh_x".into(), counts);
         (summary.tds_created, summary.unconverted_bytes) = (3, 4096);
         summary.guests = vec![GuestSummary {
             entries: 8,
@@ -274,6 +298,7 @@ mod tests {
             "2 expectations not met",
             "4 KB not converted",
             "WARNING: x",
+            "5 / 6 / 70 in 7 calls, 2 more interrupted",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }

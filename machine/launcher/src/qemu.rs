@@ -104,6 +104,10 @@ fn kernel_arguments(run: &Run, setup: &Setup) -> Result<String, String> {
     if !run.hibernation {
         words.push("nohibernate");
     }
+    if !run.count_symbols.is_empty() {
+        // The addresses of the functions are those of the build.
+        words.push("nokaslr");
+    }
     words.extend(setup.map_arguments.as_deref());
     words.extend(Some(run.append.as_str()).filter(|a| !a.is_empty()));
     let line = words.join(" ");
@@ -235,6 +239,13 @@ mod tests {
                 .unwrap()
                 .contains("GraniteRapids")
         );
+    }
+
+    #[test]
+    fn counted_functions_stay_where_they_were_linked() {
+        assert!(!qemu("", None).unwrap().contains("nokaslr"));
+        let line = qemu("--count-symbols f", None).unwrap();
+        assert!(line.contains("nokaslr"), "{line}");
     }
 
     #[test]

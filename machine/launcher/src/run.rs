@@ -8,11 +8,13 @@ use crate::guest::{self, Watched};
 use crate::outcome::{End, report};
 use crate::qemu::{self, Files};
 use crate::setup::{Setup, setup};
+use crate::symbols;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tdx_platform::counts::Function;
 use tdx_platform::script::Script;
 use tdx_platform::summary::Summary;
 
@@ -40,6 +42,9 @@ pub fn run(run: &Run) -> Result<u8, Error> {
     if let Some(path) = &run.td_script {
         setup.config.td_script = td_script(path)?;
     }
+    if !run.count_symbols.is_empty() {
+        setup.config.counted = counted(run)?;
+    }
     let image = files::initramfs(run)?;
     if !run.kernel.is_file() {
         return Err(Error::Machine(format!(
@@ -59,6 +64,22 @@ pub fn run(run: &Run) -> Result<u8, Error> {
     let status = conclude(run, &setup, &files, &watched, started.elapsed())?;
     directory.done(status == 0);
     Ok(status)
+}
+
+/// The kernel functions to count.
+fn counted(run: &Run) -> Result<Vec<Function>, Error> {
+    let path = run
+        .system_map
+        .clone()
+        .or_else(|| symbols::system_map_of(&run.kernel));
+    let path = path.ok_or_else(|| {
+        let kernel = run.kernel.display();
+        Error::Usage(format!(
+            "there is no System.map with {kernel}: give --system-map"
+        ))
+    })?;
+    symbols::find(&run.count_symbols, &files::read_text(&path)?)
+        .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))
 }
 
 /// The program of the TDs.

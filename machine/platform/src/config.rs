@@ -5,6 +5,7 @@
 //! [`MachineConfig`] travels as JSON. Its default is a healthy TDX server with one processor; the
 //! launcher fills in the rest.
 
+use crate::counts::Function;
 use crate::inject::Rule;
 use crate::script::Script;
 use crate::seamldr::config::SeamldrConfig;
@@ -69,6 +70,8 @@ pub struct MachineConfig {
     pub erratum: bool,
     /// What runs inside the TDs.
     pub td_script: Script,
+    /// Kernel functions whose calls are counted.
+    pub counted: Vec<Function>,
 }
 
 impl Default for MachineConfig {
@@ -99,6 +102,7 @@ impl Default for MachineConfig {
             slow: BTreeMap::new(),
             erratum: true,
             td_script: Script::default(),
+            counted: Vec::new(),
         }
     }
 }

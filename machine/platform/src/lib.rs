@@ -7,7 +7,7 @@
 //! from a [`MachineConfig`](config::MachineConfig) and owns a [`Module`](tdx_module::Module) of the
 //! neighbouring crate, which answers the SEAMCALLs; `seamldr` replaces it at run time. What it judges: `private` knows which lines are
 //! private, `lp` whose caches may hold them, `violation` names what a host must not do. What it
-//! tells: `trace` and `summary`. What it does on command: `inject`, and inside its TDs: `script`, with
+//! tells: `trace`, `summary` and `counts`. What it does on command: `inject`, and inside its TDs: `script`, with
 //! `tds` for where they are.
 //!
 //! No QEMU and no `unsafe` here, so all of it is tested by itself.
@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod counts;
 pub mod cpuid;
 pub mod inject;
 pub mod lp;

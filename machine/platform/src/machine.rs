@@ -8,6 +8,7 @@
 //! `seam` adds the SEAMCALL itself.
 
 use crate::config::MachineConfig;
+use crate::counts::Counts;
 use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
 use crate::lp::Lp;
@@ -88,6 +89,7 @@ pub struct Machine {
     pub(crate) state: Mutex<State>,
     pub(crate) injector: Mutex<Injector>,
     pub(crate) report: Mutex<Report>,
+    counts: Mutex<Counts>,
 }
 
 /// A panic while a lock was held must not take the guest down with it.
@@ -135,6 +137,7 @@ impl Machine {
                 summary: Summary::default(),
                 log,
             }),
+            counts: Mutex::new(Counts::new(config.counted.clone(), config.cpus)),
             config,
         })
     }
@@ -142,6 +145,11 @@ impl Machine {
     /// The configuration given to [`Machine::new`].
     pub fn config(&self) -> &MachineConfig {
         &self.config
+    }
+
+    /// Calls of the functions to be counted.
+    pub fn counts(&self) -> MutexGuard<'_, Counts> {
+        lock(&self.counts)
     }
 
     pub(crate) fn module(&self) -> Option<Arc<Module>> {
@@ -369,6 +377,7 @@ impl Machine {
             )
         };
         let unused = lock(&self.injector).unused();
+        let instructions = self.counts().report();
         let mut report = lock(&self.report);
         report.trace.flush(None);
         let mut summary = report.summary.clone();
@@ -379,6 +388,7 @@ impl Machine {
         (summary.tds_created, summary.tds_alive) = tds;
         summary.guests = guests;
         summary.unused_injections = unused;
+        summary.instructions = instructions;
         summary
     }
 }

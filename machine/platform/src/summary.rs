@@ -2,6 +2,7 @@
 
 //! What is left to say when the machine is switched off.
 
+use crate::counts::CallCounts;
 use crate::lp::Lp;
 use crate::operands::Tdmr;
 use crate::private::Owner;
@@ -66,6 +67,8 @@ pub struct Summary {
     pub tds_alive: usize,
     /// What the guests did, for the first 256 of them.
     pub guests: Vec<GuestSummary>,
+    /// Instructions that calls of the counted functions took, by name.
+    pub instructions: BTreeMap<String, CallCounts>,
     /// State of each logical processor at the end.
     pub cpus: Vec<CpuSummary>,
     /// Violations that fail the run, by kind.

@@ -25,6 +25,10 @@ pub enum Next {
     Native,
     /// Goes on at this address.
     Goto(u64),
+    /// Goes on at this IRETQ, which takes it to the instruction after.
+    Iretq(u64),
+    /// Enters this handler of an exception.
+    Handler(u64),
 }
 
 /// What is kept for each vCPU between instructions.
@@ -225,7 +229,7 @@ impl Step<'_> {
 
     fn fault(&mut self, insn: Insn) -> Next {
         match fault::deliver(self.cpu, &self.vcpu.tables, fault::GP, insn.rip) {
-            Some(handler) => Next::Goto(handler),
+            Some(handler) => Next::Handler(handler),
             None => {
                 self.unsupported(
                     insn,
@@ -240,7 +244,7 @@ impl Step<'_> {
     fn done(&mut self, insn: Insn, flags: u64) -> Next {
         let after = insn.rip.wrapping_add(insn.len);
         match flags::resume(self.cpu, self.irets, after, flags) {
-            Some(site) => Next::Goto(site),
+            Some(site) => Next::Iretq(site),
             None => {
                 self.unsupported(
                     insn,
@@ -262,7 +266,7 @@ impl Step<'_> {
         let resumed = (self.cpl() == 0 && self.long_mode())
             .then(|| flags::resume(self.cpu, self.irets, after, 0))
             .flatten();
-        Next::Goto(resumed.unwrap_or(after))
+        resumed.map_or(Next::Goto(after), Next::Iretq)
     }
 
     fn movdir64b(&mut self, insn: Insn, dest: u8, addr32: bool, source: MemOperand) -> Next {

@@ -4,14 +4,17 @@
 //!
 //! QEMU ships no header in its packages, so the functions are declared here by hand. [`Qemu`] is the
 //! vCPU of the calling thread as a [`Cpu`]; [`qemu_plugin_install`] loads the machine and registers
-//! the callbacks. A callback that moves the program counter never returns from
+//! the callbacks, those that count instructions in `count`. A callback that moves the program counter never returns from
 //! `qemu_plugin_set_pc` (QEMU jumps out of it), so each does all its work, and drops all it owns,
 //! in a function called before.
+
+mod count;
 
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{self, Op};
 use crate::emulate::{self, Insn, Next, Step, Vcpu};
 use crate::flags::IretSites;
+use count::Scoreboard;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -19,6 +22,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use tdx_platform::config::MachineConfig;
 use tdx_platform::{At, GuestMemory, Machine};
 
 /// Interface version that this plugin is written for; QEMU looks for the symbol.
@@ -131,6 +135,8 @@ struct Shared {
     /// Addresses behind a CPUID or RDMSR that ended a translation block.
     after_answer: Mutex<HashSet<u64>>,
     any_after_answer: AtomicBool,
+    /// There if instructions of functions are counted.
+    scoreboard: Option<Scoreboard>,
     faults: AtomicU64,
 }
 
@@ -312,6 +318,12 @@ pub unsafe extern "C" fn qemu_plugin_install(
         qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate, none);
         qemu_plugin_register_atexit_cb(id, on_exit, none);
     }
+    if SHARED
+        .get()
+        .is_some_and(|shared| shared.scoreboard.is_some())
+    {
+        count::watch_traps(id);
+    }
     0
 }
 
@@ -327,8 +339,9 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
     };
     let (path, trace) = (argument("config")?, argument("trace")?);
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
-    let config = serde_json::from_str(&text).map_err(|e| format!("{path}: {e}"))?;
+    let config: MachineConfig = serde_json::from_str(&text).map_err(|e| format!("{path}: {e}"))?;
     let trace = File::create(&trace).map_err(|e| format!("{trace}: {e}"))?;
+    let counting = !config.counted.is_empty();
     Ok(Shared {
         machine: Machine::new(config, Box::new(trace), Box::new(std::io::stderr()))?,
         summary: argument("summary")?,
@@ -338,6 +351,7 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
         insns: Mutex::default(),
         after_answer: Mutex::default(),
         any_after_answer: AtomicBool::new(false),
+        scoreboard: counting.then(Scoreboard::new),
         faults: AtomicU64::new(0),
     })
 }
@@ -411,6 +425,7 @@ fn translate(
             qemu_plugin_insn_vaddr(insn),
         )
     };
+    count::translate(shared, insn, va, &bytes[..len.min(15)]);
     let none = std::ptr::null_mut();
     let register = |cb: VcpuCallback, flags, data| {
         // SAFETY: `insn` is valid; `data` is null or a reference that lives for ever.
@@ -496,9 +511,17 @@ fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
             vcpu: &mut state,
             index: vcpu,
         };
-        match emulate::execute(&mut step, insn) {
+        let next = emulate::execute(&mut step, insn);
+        if let Some(scoreboard) = &shared.scoreboard {
+            match next {
+                Next::Iretq(_) => scoreboard.skip_one(vcpu),
+                Next::Handler(_) => scoreboard.interrupt(shared, vcpu),
+                Next::Native | Next::Goto(_) => {}
+            }
+        }
+        match next {
             Next::Native => None,
-            Next::Goto(pc) => Some(pc),
+            Next::Goto(pc) | Next::Iretq(pc) | Next::Handler(pc) => Some(pc),
         }
     })
 }

@@ -108,10 +108,10 @@ impl Bench {
 
     fn enter_vmx(&mut self) {
         self.cpu.set_reg(Reg::Rax, VMXE);
-        assert_eq!(self.run(&WRITE_CR4_RAX), Next::Goto(IRET));
+        assert_eq!(self.run(&WRITE_CR4_RAX), Next::Iretq(IRET));
         self.cpu.write_virt(KERNEL + 0x3000, &REGION.to_le_bytes());
         self.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
-        assert_eq!(self.run(&VMXON_RAX), Next::Goto(IRET));
+        assert_eq!(self.run(&VMXON_RAX), Next::Iretq(IRET));
         assert!(self.machine.in_vmx(0));
         self.cpu.set_reg(Reg::Rsp, KERNEL + 0x7000);
     }
@@ -155,7 +155,7 @@ fn seamcall_returns_status_and_clear_flags() {
     ] {
         bench.cpu.set_reg(reg, value);
     }
-    assert_eq!(bench.run(&SEAMCALL), Next::Goto(IRET));
+    assert_eq!(bench.run(&SEAMCALL), Next::Iretq(IRET));
     assert_eq!(bench.flags(), Some(0x202));
     assert_eq!(
         [Reg::Rax, Reg::R9, Reg::R12].map(|r| bench.cpu.reg(r)),
@@ -171,7 +171,7 @@ fn vmfail_sets_carry_and_changes_nothing_else() {
     });
     bench.enter_vmx();
     bench.cpu.set_reg(Reg::Rax, 33);
-    assert_eq!(bench.run(&SEAMCALL), Next::Goto(IRET));
+    assert_eq!(bench.run(&SEAMCALL), Next::Iretq(IRET));
     assert_eq!((bench.flags(), bench.cpu.reg(Reg::Rax)), (Some(3), 33));
 }
 
@@ -182,7 +182,7 @@ fn seamcall_without_seamrr_is_a_general_protection_fault() {
         ..config()
     });
     bench.enter_vmx();
-    assert_eq!(bench.run(&SEAMCALL), Next::Goto(HANDLER));
+    assert_eq!(bench.run(&SEAMCALL), Next::Handler(HANDLER));
     bench.vcpu.tables = Tables::default();
     assert_eq!(bench.run(&SEAMCALL), Next::Native, "no way to deliver it");
 }
@@ -193,7 +193,7 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
     assert_eq!(bench.run(&VMXON_RAX), Next::Native);
     bench.machine.set_vmxe(0, true);
-    assert_eq!(bench.run(&VMXON_RAX), Next::Goto(IRET));
+    assert_eq!(bench.run(&VMXON_RAX), Next::Iretq(IRET));
     assert_eq!(
         bench.flags().map(|f| f & CF),
         Some(CF),
@@ -208,7 +208,7 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
     assert!(bench.machine.in_vmx(0));
     bench.run(&VMXON_RAX);
     assert_eq!(bench.flags().map(|f| f & ZF), Some(ZF), "already on");
-    assert_eq!(bench.run(&VMXOFF), Next::Goto(IRET));
+    assert_eq!(bench.run(&VMXOFF), Next::Iretq(IRET));
     assert_eq!(bench.run(&VMXOFF), Next::Native);
 }
 
@@ -216,9 +216,9 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
 fn cr4_shows_vmxe_that_qemu_never_sees() {
     let mut bench = Bench::new(config());
     bench.cpu.set_reg(Reg::Rax, VMXE | 0x20);
-    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Goto(IRET));
+    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Iretq(IRET));
     assert_eq!(bench.cpu.reg(Reg::Cr4), 0x20);
-    assert_eq!(bench.run(&READ_CR4_RAX), Next::Goto(IRET));
+    assert_eq!(bench.run(&READ_CR4_RAX), Next::Iretq(IRET));
     assert_eq!(bench.cpu.reg(Reg::Rax), VMXE | 0x20);
     bench.cpu.set_reg(Reg::Rax, 0x20);
     assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Native);
@@ -231,7 +231,7 @@ fn vmxe_cannot_be_cleared_in_vmx_operation() {
     let mut bench = Bench::new(config());
     bench.enter_vmx();
     bench.cpu.set_reg(Reg::Rax, 0);
-    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Goto(HANDLER));
+    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Handler(HANDLER));
     assert!(bench.machine.vmxe(0));
 }
 
@@ -245,7 +245,7 @@ fn msrs_of_the_machine_are_answered_and_read_only() {
     assert_eq!((bench.cpu.reg(Reg::Rax), bench.cpu.reg(Reg::Rdx)), (0, 0));
     bench.patch(RIP + 2);
     assert_eq!((bench.cpu.reg(Reg::Rax), bench.cpu.reg(Reg::Rdx)), (15, 48));
-    assert_eq!(bench.run(&WRMSR), Next::Goto(HANDLER));
+    assert_eq!(bench.run(&WRMSR), Next::Handler(HANDLER));
     bench.cpu.set_reg(Reg::Rcx, 0x10);
     assert_eq!(
         (bench.run(&RDMSR), bench.run(&WRMSR)),
@@ -276,11 +276,11 @@ fn movdir64b_copies_a_line_or_faults() {
     bench.cpu.write_virt(KERNEL + 0x2000, &[0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5000);
     bench.cpu.set_reg(Reg::Rcx, KERNEL + 0x2000);
-    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Goto(IRET));
+    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Iretq(IRET));
     let mut line = [0; 64];
     assert!(bench.cpu.read_virt(KERNEL + 0x5000, &mut line) && line == [0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5008);
-    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Goto(HANDLER));
+    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Handler(HANDLER));
     bench.cpu.set_reg(Reg::Rax, 0);
     assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Native, "not mapped");
 }
@@ -343,7 +343,7 @@ fn there_is_no_current_vmcs() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.run(&VMLAUNCH), Next::Native, "#UD without VMXON");
     bench.enter_vmx();
-    assert_eq!(bench.run(&VMLAUNCH), Next::Goto(IRET));
+    assert_eq!(bench.run(&VMLAUNCH), Next::Iretq(IRET));
     assert_eq!(bench.flags().map(|flags| flags & (CF | ZF)), Some(CF));
 }
 
