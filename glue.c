@@ -106,9 +106,9 @@ void tdx_glue_vmx_put(void)
 	x86_virt_put_ref(X86_FEATURE_VMX);
 }
 
-void tdx_glue_cache_set_incoherent(bool incoherent)
+void tdx_glue_cache_set_coherent(void)
 {
-	this_cpu_write(cache_state_incoherent, incoherent);
+	this_cpu_write(cache_state_incoherent, false);
 }
 
 bool tdx_glue_cache_incoherent(void)

@@ -57,7 +57,7 @@ int tdx_glue_rdmsr_safe(u32 msr, u64 *val);
 /* This CPU: VMX, caches, per-CPU state, preemption. */
 int tdx_glue_vmx_get(void);
 void tdx_glue_vmx_put(void);
-void tdx_glue_cache_set_incoherent(bool incoherent);
+void tdx_glue_cache_set_coherent(void);
 bool tdx_glue_cache_incoherent(void);
 void tdx_glue_wbinvd(void);
 void tdx_glue_preempt_disable(void);

@@ -12,6 +12,9 @@
 //!
 //! TDH.VP.ENTER alone goes another way, `vp_enter.S`, by the same rules.
 //!
+//! KVM makes these calls for every page of a TD, so what each of them needs is inlined down to the
+//! instruction, and what is rare is not.
+//!
 //! C it replaces: `seamcall_internal.h`, `seamcall.S` and `tdx_sys_disable()` in
 //! `arch/x86/virt/vmx/tdx`.
 
@@ -33,7 +36,10 @@ use crate::explain::{
 use crate::fields::TdxFeatures0;
 use crate::guards::PreemptDisabled;
 use crate::leaf::Leaf;
-use crate::status::SeamcallStatus;
+use crate::status::{
+    SeamcallStatus,
+    StatusClass, //
+};
 
 /// How often a call is made that finds no entropy: as often as RDRAND is tried elsewhere.
 const ENTROPY_ATTEMPTS: u32 = 10;
@@ -176,50 +182,60 @@ fn is_about_cpuid(status: SeamcallStatus) -> bool {
         || status.is(SeamcallStatus::INCONSISTENT_CPUID_FIELD)
 }
 
-/// How the instruction itself ended.
-enum Exit {
-    /// The module ran and returned RAX.
-    Returned(u64),
-    /// CF was set: there is no module.
-    VmFailInvalid,
-    /// The instruction raised this exception.
-    Fault(u64),
-}
-
 /// Set when TDH.SYS.DISABLE is about to be made: no other call may start after.
 ///
 /// Not mangled, because `vp_enter.S` reads it too.
 #[export_name = "tdx_host_shut_down"]
 static SHUT_DOWN: Atomic<i32> = Atomic::new(0);
 
-/// Executes SEAMCALL with `leaf` in RAX. Outputs replace `args` when the module ran.
+/// Operand of an instruction: the variable of this CPU with the address `{dirty}`.
+#[cfg(CONFIG_SMP)]
+macro_rules! of_this_cpu {
+    ($address:literal) => {
+        concat!("gs:[rip + ", $address, "]")
+    };
+}
+
+/// There is only one CPU.
+#[cfg(not(CONFIG_SMP))]
+macro_rules! of_this_cpu {
+    ($address:literal) => {
+        concat!("[rip + ", $address, "]")
+    };
+}
+
+/// Marks the cache of this CPU and executes SEAMCALL with `leaf` in RAX. Outputs replace `args`.
+///
+/// Returns RAX, or the kernel's own status if the module was not reached; `args` is good for
+/// nothing then.
 #[inline(always)]
-fn seamcall(leaf: Leaf, args: &mut Args, _preempt: &PreemptDisabled) -> Exit {
-    /// Value of `state` when the fixup ran, neither of what SBB leaves there.
-    const FAULTED: u32 = 2;
-
+fn seamcall(leaf: Leaf, args: &mut Args, _preempt: &PreemptDisabled) -> SeamcallStatus {
     let mut rax = leaf.raw();
-    let mut state = FAULTED;
 
-    // SAFETY: Marks this CPU, which the guard keeps the task on.
-    unsafe { bindings::tdx_glue_cache_set_incoherent(true) };
-
-    // SAFETY: The TDX module saves all registers that are not outputs of the leaf, and the callers
-    // of this file pass it only memory that they own or that it already has. A fault is caught by
-    // the exception table: the fixup leaves the vector in RAX and skips the SBB, so that `state`
-    // keeps its value; otherwise SBB makes it 0 (CF clear) or all ones (CF set).
+    // SAFETY: The first instruction writes a variable of this CPU, which the guard keeps the task
+    // on. The TDX module saves all registers that are not outputs of the leaf, and the callers of
+    // this file pass it only memory that they own or that it already has. A fault is caught by the
+    // exception table, and goes on at 662 with the number of the exception in RAX.
     unsafe {
         asm!(
+            concat!("mov byte ptr ", of_this_cpu!("{dirty}"), ", 1"),
             "661: .byte 0x66, 0x0f, 0x01, 0xcf", // SEAMCALL
-            "sbb {state:e}, {state:e}",
+            "jnc 663f",
+            "mov rax, {no_module}",
+            "jmp 663f",
             "662:",
+            "mov rcx, {fault}",
+            "or rax, rcx",
+            "663:",
             ".pushsection __ex_table, \"a\"",
             ".balign 4",
             ".long 661b - .",
             ".long 662b - .",
             ".long {fixup}",
             ".popsection",
-            state = inout(reg) state,
+            dirty = sym bindings::cache_state_incoherent,
+            no_module = const SeamcallStatus::SEAMCALL_VMFAILINVALID.raw(),
+            fault = const FAULT,
             fixup = const bindings::tdx_glue_const_TDX_GLUE_EX_TYPE_FAULT,
             inout("rax") rax,
             inout("rcx") args.rcx,
@@ -230,45 +246,65 @@ fn seamcall(leaf: Leaf, args: &mut Args, _preempt: &PreemptDisabled) -> Exit {
             inout("r11") args.r11,
         );
     }
-
-    match state {
-        0 => Exit::Returned(rax),
-        FAULTED => Exit::Fault(rax),
-        _ => Exit::VmFailInvalid,
-    }
+    SeamcallStatus::from_raw(rax)
 }
 
-/// Makes one call on this CPU and sorts the answer.
-#[inline]
-fn attempt(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    let error = |cause| SeamcallError { leaf, cause };
+/// The kernel's own status for an exception that SEAMCALL raised, without the exception's number.
+const FAULT: u64 = SeamcallStatus::SEAMCALL_GP.raw() & !0xffff_ffff;
+
+/// Whether [`disable_module`] has begun.
+#[inline(always)]
+fn is_shut_down() -> bool {
+    // SAFETY: The variable is valid, and only accessed atomically. What `load(Relaxed)` does, but
+    // that is a function in C, and this is on the way of every call.
+    unsafe { SHUT_DOWN.as_ptr().read_volatile() != 0 }
+}
+
+/// Makes one call on this CPU, unless TDX was shut down: then there is no status.
+#[inline(always)]
+fn attempt(leaf: Leaf, args: &mut Args) -> Option<SeamcallStatus> {
     let preempt = PreemptDisabled::new();
-    if leaf != Leaf::TDH_SYS_DISABLE && SHUT_DOWN.load(Relaxed) != 0 {
-        return Err(error(Cause::ShutDown));
+    if leaf != Leaf::TDH_SYS_DISABLE && is_shut_down() {
+        return None;
     }
-    let mut out = args;
-    let exit = seamcall(leaf, &mut out, &preempt);
-    drop(preempt);
-    match exit {
-        Exit::Returned(rax) => {
-            let status = SeamcallStatus::from_raw(rax);
-            if status.is_success() {
-                Ok(Reply { status, out })
-            } else {
-                Err(error(Cause::Refused(status, out)))
-            }
-        }
-        Exit::VmFailInvalid => Err(error(Cause::NotReached(
-            SeamcallStatus::SEAMCALL_VMFAILINVALID,
-        ))),
-        Exit::Fault(vector) => Err(error(Cause::NotReached(fault_status(vector)))),
-    }
+    Some(seamcall(leaf, args, &preempt))
 }
 
-/// The kernel's own status for an exception that SEAMCALL raised.
-const fn fault_status(vector: u64) -> SeamcallStatus {
-    let class = SeamcallStatus::SEAMCALL_GP.raw() & !0xffff_ffff;
-    SeamcallStatus::from_raw(class | (vector & 0xffff_ffff))
+/// Makes the same call as often as may be while it finds no entropy, after a first attempt.
+#[cold]
+#[inline(never)]
+fn attempt_again(leaf: Leaf, args: &mut Args) -> Option<SeamcallStatus> {
+    let mut out = *args;
+    let mut status = attempt(leaf, &mut out);
+    for _ in 2..ENTROPY_ATTEMPTS {
+        if !status.is_some_and(found_no_entropy) {
+            break;
+        }
+        out = *args;
+        status = attempt(leaf, &mut out);
+    }
+    *args = out;
+    status
+}
+
+/// Whether the same call may find entropy another time.
+#[inline(always)]
+fn found_no_entropy(status: SeamcallStatus) -> bool {
+    status.is(SeamcallStatus::RND_NO_ENTROPY)
+}
+
+/// What an attempt has come to.
+#[inline(always)]
+fn sort(leaf: Leaf, status: Option<SeamcallStatus>, out: Args) -> Result<Reply, SeamcallError> {
+    let cause = match status.map(|status| (status, status.class())) {
+        Some((status, StatusClass::Success | StatusClass::SuccessWithInfo)) => {
+            return Ok(Reply { status, out })
+        }
+        Some((status, StatusClass::Software)) => Cause::NotReached(status),
+        Some((status, _)) => Cause::Refused(status, out),
+        None => Cause::ShutDown,
+    };
+    Err(SeamcallError { leaf, cause })
 }
 
 /// Calls the module once. Any context, #MC and NMI included.
@@ -277,7 +313,9 @@ const fn fault_status(vector: u64) -> SeamcallStatus {
 ///
 /// [`SeamcallError`], TDX_RND_NO_ENTROPY among them.
 pub(crate) fn call_once(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    attempt(leaf, args)
+    let mut out = args;
+    let status = attempt(leaf, &mut out);
+    sort(leaf, status, out)
 }
 
 /// Calls the module; repeats the call, at most nine times, while it finds no entropy.
@@ -288,17 +326,17 @@ pub(crate) fn call_once(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> 
 /// # Errors
 ///
 /// [`SeamcallError`].
+#[inline(always)]
 pub(crate) fn call(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    let mut result = attempt(leaf, args);
-    for _ in 1..ENTROPY_ATTEMPTS {
-        match &result {
-            Err(e) if e.status().is(SeamcallStatus::RND_NO_ENTROPY) => {
-                result = attempt(leaf, args);
-            }
-            _ => break,
-        }
+    let mut out = args;
+    let mut status = attempt(leaf, &mut out);
+    if status.is_some_and(found_no_entropy) {
+        // A copy of its own goes into memory, so that `out` need not.
+        let mut again = args;
+        status = attempt_again(leaf, &mut again);
+        out = again;
     }
-    result
+    sort(leaf, status, out)
 }
 
 /// Whether the module may be less busy later.
@@ -343,7 +381,7 @@ pub(crate) fn flush_this_cpu(_preempt: &PreemptDisabled) {
     unsafe {
         if bindings::tdx_glue_cache_incoherent() {
             bindings::tdx_glue_wbinvd();
-            bindings::tdx_glue_cache_set_incoherent(false);
+            bindings::tdx_glue_cache_set_coherent();
         }
     }
 }
@@ -368,11 +406,11 @@ pub(crate) fn disable_module() {
         );
         return;
     }
-    let mut result = attempt(Leaf::TDH_SYS_DISABLE, Args::default());
+    let mut result = call_once(Leaf::TDH_SYS_DISABLE, Args::default());
     for _ in 1..DISABLE_ATTEMPTS {
         match &result {
             Err(e) if wants_again(e.status()) => {
-                result = attempt(Leaf::TDH_SYS_DISABLE, Args::default());
+                result = call_once(Leaf::TDH_SYS_DISABLE, Args::default());
             }
             _ => break,
         }
@@ -415,9 +453,10 @@ mod tests {
         let errno = |cause| error(cause).errno();
         let no_module = SeamcallStatus::SEAMCALL_VMFAILINVALID;
         assert_eq!(errno(Cause::NotReached(no_module)), ENODEV);
-        assert_eq!(errno(Cause::NotReached(fault_status(13))), EOPNOTSUPP);
-        assert_eq!(errno(Cause::NotReached(fault_status(6))), EACCES);
-        assert_eq!(errno(Cause::NotReached(fault_status(14))), EIO);
+        let fault = |vector| Cause::NotReached(SeamcallStatus::from_raw(FAULT | vector));
+        assert_eq!(errno(fault(13)), EOPNOTSUPP);
+        assert_eq!(errno(fault(6)), EACCES);
+        assert_eq!(errno(fault(14)), EIO);
         assert_eq!(errno(Cause::ShutDown), ESHUTDOWN);
         let refused = Cause::Refused(SeamcallStatus::SYS_BUSY, Args::default());
         assert_eq!(errno(refused), EIO);
@@ -430,11 +469,15 @@ mod tests {
             ..Args::default()
         };
         // No such leaf: refused by a module, and without one not reached. Nothing else happens.
-        let exit = seamcall(Leaf::from_raw(0xffff), &mut args, &PreemptDisabled::new());
-        match exit {
-            Exit::Returned(rax) => assert!(!SeamcallStatus::from_raw(rax).is_success()),
-            Exit::Fault(vector) => assert!(vector == 6 || vector == 13),
-            Exit::VmFailInvalid => assert_eq!(args.rcx, 1),
+        let status = seamcall(Leaf::from_raw(0xffff), &mut args, &PreemptDisabled::new());
+        assert!(!status.is_success());
+        if status.class() == StatusClass::Software {
+            let known = [
+                SeamcallStatus::SEAMCALL_VMFAILINVALID,
+                SeamcallStatus::SEAMCALL_GP,
+                SeamcallStatus::SEAMCALL_UD,
+            ];
+            assert!(known.contains(&status));
         }
     }
 }

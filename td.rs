@@ -96,9 +96,14 @@ impl Flushed {
     /// # Safety
     ///
     /// The pages are in the direct map and belong to the caller.
+    #[inline(always)]
     pub(crate) unsafe fn block(frame: Pfn, level: SeptLevel) -> Self {
-        // Bigger pages than 1 GB do not exist: the module will say so.
-        let bytes = u32::try_from(level.bytes()).unwrap_or(0);
+        let bytes = match level {
+            // Nearly all pages are of this size.
+            SeptLevel::Size4K => 4096,
+            // Bigger pages than 1 GB do not exist: the module will say so.
+            _ => u32::try_from(level.bytes()).unwrap_or(0),
+        };
         // SAFETY: The memory is in the direct map.
         unsafe { bindings::tdx_glue_clflush(frame.start().get(), bytes) };
         Self(frame)
@@ -301,11 +306,13 @@ pub(crate) fn mem_page_aug(td: Tdr, at: GpaAndLevel, page: &Flushed) -> Outcome 
 /// TDH.MEM.RANGE.BLOCK: from here on no new translation of what is below `at` is made.
 ///
 /// RCX and RDX as in [`mem_sept_add`].
+#[inline(always)]
 pub(crate) fn mem_range_block(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_RANGE_BLOCK, td, at)
 }
 
 /// TDH.MEM.TRACK: starts a new TLB-tracking epoch of the TD.
+#[inline(always)]
 pub(crate) fn mem_track(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MEM_TRACK, td)
 }
@@ -313,6 +320,7 @@ pub(crate) fn mem_track(td: Tdr) -> Outcome {
 /// TDH.MEM.PAGE.REMOVE: takes the page at `at` from the TD.
 ///
 /// RCX is the physical address of the page; refused, RCX and RDX are as in [`mem_sept_add`].
+#[inline(always)]
 pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at)
 }
@@ -364,6 +372,7 @@ pub(crate) fn phymem_cache_wb(resume: bool) -> Outcome {
 }
 
 /// TDH.PHYMEM.PAGE.WBINVD: writes back and invalidates a free page's lines under one KeyID.
+#[inline(always)]
 pub(crate) fn phymem_page_wbinvd(frame: Pfn, keyid: u16) -> Outcome {
     let leaf = Leaf::TDH_PHYMEM_PAGE_WBINVD;
     // SAFETY: Has no requirements.
@@ -386,6 +395,7 @@ pub(crate) fn phymem_page_wbinvd_global(frame: Pfn) -> Outcome {
 }
 
 /// A call whose only operand is a TD.
+#[inline(always)]
 fn on_td(leaf: Leaf, td: Tdr) -> Outcome {
     call(
         leaf,
@@ -397,6 +407,7 @@ fn on_td(leaf: Leaf, td: Tdr) -> Outcome {
 }
 
 /// A call about an entry of the TD's Secure EPT.
+#[inline(always)]
 fn on_entry(leaf: Leaf, td: Tdr, at: GpaAndLevel) -> Outcome {
     call(
         leaf,

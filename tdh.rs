@@ -86,8 +86,8 @@ unsafe fn with_details(outcome: &Outcome, first: *mut u64, second: *mut u64) -> 
 unsafe fn frame(page: *mut bindings::page) -> Pfn {
     // SAFETY: Promised by the caller.
     let pfn = unsafe { bindings::tdx_glue_page_to_pfn(page) };
-    // No page lies beyond the limit; if one did, the module would refuse its address.
-    Pfn::new(pfn as u64).unwrap_or(Pfn::LIMIT)
+    // No page lies beyond the limit.
+    Pfn::new(pfn as u64 & (Pfn::LIMIT.get() - 1)).unwrap_or(Pfn::LIMIT)
 }
 
 /// Flushes `page` before the module takes it.
