@@ -14,7 +14,7 @@ export KERNEL MIRROR K VECTORS SEQUENCES MACHINE_ARGS
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test machine-test boot-test \
-	replay shell install-tree uninstall-tree clean distclean
+	replay sanitize shell install-tree uninstall-tree clean distclean
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -34,6 +34,8 @@ help:
 #:   boot-test       scenarios on the machine; K=EXPRESSION selects some
 #:   replay          check answers recorded from a real TDX module against the
 #:                   machine; VECTORS=FILE SEQUENCES=FILE
+#:   sanitize        KUnit and the boot scenarios on kernels that check themselves
+#:                   (lockdep and noinstr; KASAN); slow, not part of test
 #:   setup           only look for the tools, or make the Debian root
 #:
 #:   install-tree    put the module and the patches into a tree; KERNEL=DIR
@@ -70,6 +72,9 @@ kunit-test:
 
 boot-test:
 	@tools/enter --lock python3 tools/test.py boot
+
+sanitize:
+	@tools/enter --lock python3 tools/test.py lockdep kasan
 
 setup:
 	@tools/enter true

@@ -2,28 +2,35 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Build a kernel: "c" is the tree as it is (the control), "rust" the same tree
-# with our files and patches. Usage: kernel.sh c|rust [make arguments...]
-# Runs inside tools/enter. Result: $(trees_dir)/{c,rust}/build/arch/x86/boot/bzImage, and the one
+# with our files and patches, any other name the latter with more checks, those
+# of tools/config/NAME.config. Usage: kernel.sh c|rust|NAME [make arguments...]
+# Runs inside tools/enter. Result: $(trees_dir)/NAME/build/arch/x86/boot/bzImage, and the one
 # module drivers/virt/coco/tdx-host/tdx-host.ko in the same build directory.
 #
-# The build directory lies in the tree: then the kernel's build system names
-# its sources relatively, and ccache serves one kernel from the other's objects.
+# The build directory of c and rust lies in the tree: then the kernel's build
+# system names its sources relatively, and ccache serves one kernel from the
+# other's objects. Those with more checks share nothing but the tree of rust.
 
 set -euo pipefail
 shopt -s nullglob
 . "$(dirname "$0")/lib.sh"
 
 which=${1:-}
-case $which in
-c) fragments=("$TOP/tools/config/base.config") ;;
-rust) fragments=("$TOP/tools/config/base.config" "$TOP/tools/config/rust.config") ;;
-*) die "usage: kernel.sh c|rust [make arguments...]" ;;
-esac
+[ -n "$which" ] || die "usage: kernel.sh c|rust|NAME [make arguments...]"
 shift
 
 trees=$(trees_dir)
 tree=$trees/$which
-build=$tree/build
+build=$trees/$which/build
+fragments=("$TOP/tools/config/base.config")
+if [ "$which" != c ]; then
+	tree=$trees/rust
+	fragments+=("$TOP/tools/config/rust.config")
+	[ "$which" = rust ] || fragments+=("$TOP/tools/config/$which.config")
+fi
+for fragment in "${fragments[@]}"; do
+	[ -e "$fragment" ] || die "there is no kernel '$which': $fragment does not exist"
+done
 export CCACHE_DIR CCACHE_NOHASHDIR=1 CCACHE_MAXSIZE=2G CCACHE_COMPILERCHECK=content
 export KBUILD_BUILD_USER=tdx-host-rs KBUILD_BUILD_HOST=tdx-host-rs
 kmake() { make -C "$tree" O="$build" LLVM=1 CC="ccache clang" -j"$JOBS" "$@"; }
@@ -33,19 +40,19 @@ kmake() { make -C "$tree" O="$build" LLVM=1 CC="ccache clang" -j"$JOBS" "$@"; }
 # is not built again.
 prepare_tree() {
 	bash "$TOP/tools/source.sh"
-	[ "$which" = rust ] || return 0
-	if [ "$(cat "$build/.tdx-generation" 2>/dev/null)" != "$(cat "$trees/generation")" ]; then
+	[ "$which" != c ] || return 0
+	if [ "$(cat "$tree/build/.tdx-generation" 2>/dev/null)" != "$(cat "$trees/generation")" ]; then
 		step "copying the kernel tree" "$CACHE/logs/kernel-copy.log" copy_tree
 	fi
 	python3 "$TOP/tools/tree.py" install --quiet "$tree"
 }
 
 copy_tree() {
-	mkdir -p "$build"
-	rm -f "$build/.tdx-generation"
+	mkdir -p "$tree/build"
+	rm -f "$tree/build/.tdx-generation"
 	[ ! -e "$tree/Makefile" ] || python3 "$TOP/tools/tree.py" uninstall "$tree"
 	rsync -a --delete --exclude=/build "$trees/c/" "$tree/"
-	cp "$trees/generation" "$build/.tdx-generation"
+	cp "$trees/generation" "$tree/build/.tdx-generation"
 }
 
 # Every option asked for must be in the result: a dependency that is missing

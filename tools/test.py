@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the test suites and say how they went. Usage: test.py [SUITE...]
 
+Without arguments, all but those of the kernels with more checks (FLAVOURS).
+
 Runs inside tools/enter. Prints what failed, a table of the suites, how long it
 took, and last the line "N passed, N failed". The exit status is 0 if and only
 if something ran and nothing failed.
@@ -15,6 +17,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import exports
@@ -104,18 +107,18 @@ for place in (
     KUNIT_MACHINE += ["--inject", place]
 
 
-def kunit() -> list[Result]:
+def kunit(which: str = "rust") -> list[Result]:
     """The module's KUnit suites in a booted kernel, read by the kernel's own parser."""
-    results = build("machine", "rust")
+    results = build("machine", which)
     if results:
         return results
-    out = RESULTS / "kunit"
+    out = RESULTS / f"kunit-{which}"
     report = out / "kunit.json"
-    command = [str(TARGET / "release/tdx-machine"), "run", "--kernel", str(kernel("rust"))]
+    command = [str(TARGET / "release/tdx-machine"), "run", "--kernel", str(kernel(which))]
     command += ["--quiet", "--out", str(out), "--append", KUNIT, *KUNIT_MACHINE]
     summary = out / "summary.json"
     summary.unlink(missing_ok=True)
-    done = run("KUnit in a booted kernel", command)
+    done = run(f"KUnit in a booted kernel, {which}", command)
     if done.status:
         results.append(failed("boot with KUnit", done.tail))
     results.append(kunit_tds(json.loads(summary.read_text()) if summary.exists() else {}))
@@ -123,7 +126,7 @@ def kunit() -> list[Result]:
     parser = trees() / "rust/tools/testing/kunit/kunit.py"
     command = ["python3", str(parser), "parse", f"--json={report}", str(out / "console.log")]
     done = run("KTAP", command, cwd=out, quiet=True)
-    found = kunit_cases(json.loads(report.read_text())) if report.exists() else []
+    found = kunit_cases(json.loads(report.read_text()), out) if report.exists() else []
     if not found:
         results.append(failed("KUnit suites of tdx_host", "none in the log\n" + done.tail))
     if done.status and not any(r.outcome is Outcome.FAILED for r in found):
@@ -148,25 +151,26 @@ def kunit_tds(summary: dict) -> Result:
     return failed(name, ", ".join(reasons)) if reasons else passed(name)
 
 
-def kunit_cases(group: dict, path: str = "") -> list[Result]:
+def kunit_cases(group: dict, out: Path, path: str = "") -> list[Result]:
     """Flatten what kunit.py writes: groups in groups, and test cases in them."""
     ends = {"PASS": passed, "SKIP": lambda name: skipped(name, "skipped by the test")}
     results = []
     for case in group.get("test_cases", []):
-        make = ends.get(case["status"], lambda n: failed(n, "see results/kunit/console.log"))
+        make = ends.get(case["status"], lambda n: failed(n, f"see {out}/console.log"))
         results.append(make(f"{path}{case['name']}"))
     for inner in group.get("sub_groups", []):
-        results += kunit_cases(inner, f"{path}{inner['name']}.")
+        results += kunit_cases(inner, out, f"{path}{inner['name']}.")
     return results
 
 
-def pytest(title: str, directory: Path, env: dict[str, str], *args: str) -> list[Result]:
-    """Run pytest and count by its JUnit report."""
-    report = RESULTS / f"{directory.name}.xml"
+def pytest(title: str, directory: Path, env: dict[str, str], *args: str, name: str = "") -> list[Result]:
+    """Run pytest and count by its JUnit report; `name` is that of the results' directory."""
+    name = name or directory.name
+    report = RESULTS / f"{name}.xml"
     report.parent.mkdir(parents=True, exist_ok=True)
     report.unlink(missing_ok=True)
     command = ["python3", "-m", "pytest", "--tb=short", f"--junit-xml={report}"]
-    command += [f"--basetemp={RESULTS / directory.name}", *args]
+    command += [f"--basetemp={RESULTS / name}", *args]
     done = run(title, command, cwd=directory, env=env)
     if not report.exists():
         return [failed(title, done.tail)]
@@ -191,19 +195,38 @@ def boot() -> list[Result]:
     results = build("machine", "c", "rust")
     if results:
         return results
+    return scenarios("boot scenarios", "boot", {"c": "c", "rust": "rust"})
+
+
+def scenarios(title: str, name: str, kernels: dict[str, str], slower: int = 1) -> list[Result]:
+    """Boot scenarios. `kernels` says which build stands for "c" and "rust"; the slowest takes `slower` times as long as usual."""
     env = {
         "TDX_MACHINE": str(TARGET / "release/tdx-machine"),
         "TDX_TD_CLIENT": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"),
-        "TDX_KERNEL_C": str(kernel("c")),
-        "TDX_KERNEL_RUST": str(kernel("rust")),
-        "TDX_HOST_KO_C": str(tdx_host("c")),
-        "TDX_HOST_KO_RUST": str(tdx_host("rust")),
+        "TDX_KERNELS": " ".join(kernels),
+        "TDX_SLOWER": str(slower),
     }
+    for which, built in kernels.items():
+        env[f"TDX_KERNEL_{which.upper()}"] = str(kernel(built))
+        env[f"TDX_HOST_KO_{which.upper()}"] = str(tdx_host(built))
     # Tests that share a boot run in one process: they name a group.
     args = ["-n", JOBS, "--dist=loadgroup"]
     if os.environ.get("K"):
         args += ["-k", os.environ["K"]]
-    return pytest("boot scenarios", TOP / "tests/boot", env, *args)
+    return pytest(title, TOP / "tests/boot", env, *args, name=name)
+
+
+# Kernels with more checks (tools/config/NAME.config), and how many times slower they are.
+FLAVOURS = {"lockdep": 3, "kasan": 5}
+
+
+def checked(flavour: str) -> list[Result]:
+    """KUnit and the boot scenarios, with our module in a kernel with more checks."""
+    results = build("machine", flavour)
+    if results:
+        return results
+    title = f"boot scenarios, {flavour}"
+    return kunit(flavour) + scenarios(title, f"boot-{flavour}", {"rust": flavour}, FLAVOURS[flavour])
 
 
 def tools() -> list[Result]:
@@ -247,6 +270,9 @@ SUITES: dict[str, Suite] = {
 }
 
 
+CHECKED: dict[str, Suite] = {flavour: partial(checked, flavour) for flavour in FLAVOURS}
+
+
 def count(results: list[Result], outcome: Outcome) -> int:
     return sum(r.outcome is outcome for r in results)
 
@@ -274,16 +300,17 @@ def report(done: dict[str, tuple[list[Result], float]], seconds: float) -> int:
 
 
 def main(names: list[str]) -> int:
-    unknown = [name for name in names if name not in SUITES]
+    known = SUITES | CHECKED
+    unknown = [name for name in names if name not in known]
     if unknown:
-        print(f"error: no suite {', '.join(unknown)}; there are {', '.join(SUITES)}", file=sys.stderr)
+        print(f"error: no suite {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     start = time.monotonic()
     done = {}
     for name in names or SUITES:
         print(f"\n== {name}", flush=True)
         began = time.monotonic()
-        results = SUITES[name]()
+        results = known[name]()
         done[name] = (results, time.monotonic() - began)
         bad = count(results, Outcome.FAILED)
         print(f"   {count(results, Outcome.PASSED)} passed, {bad} failed", flush=True)

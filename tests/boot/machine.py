@@ -9,12 +9,16 @@ script printed, SEAMCALL trace and summary. Every boot must be clean (see
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+# How many times slower than usual the kernels are: all limits of time are multiplied by it.
+SLOWER = int(os.environ.get("TDX_SLOWER", "1"))
 
 # A kernel that complains: never expected, whatever the machine does to it.
 COMPLAINTS = re.compile(
@@ -144,6 +148,7 @@ class Machine:
         the machine does, with the run's directory (for the socket `qmp` in it).
         """
         self.runs += 1
+        timeout *= SLOWER
         directory = self.directory / f"{self.kernel}-{self.runs}"
         directory.mkdir(parents=True)
         (directory / "script").write_text(WRAPPER)
@@ -182,7 +187,7 @@ class Machine:
 
 def wait_for(directory: Path, text: str, timeout: float = 60) -> None:
     """Wait until `text` stands on the console as a line of its own."""
-    end = time.monotonic() + timeout
+    end = time.monotonic() + timeout * SLOWER
     console = directory / "console.log"
     while time.monotonic() < end:
         if console.exists() and re.search(
