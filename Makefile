@@ -13,8 +13,8 @@ export KERNEL MIRROR K VECTORS SEQUENCES MACHINE_ARGS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test machine-test boot-test \
-	replay sanitize shell install-tree uninstall-tree clean distclean
+.PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test host-test-long \
+	machine-test boot-test replay sanitize shell install-tree uninstall-tree clean distclean
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -30,6 +30,8 @@ help:
 #:   lint            formatting, clippy, documentation, checkpatch, sparse, licences
 #:   machine-test    cargo tests of the machine
 #:   host-test       cargo tests of the module's pure files
+#:   host-test-long  the same, a million cases of each property of planning
+#:                   (CASES=N for another number)
 #:   kunit-test      the module's KUnit suites, in a booted kernel
 #:   boot-test       scenarios on the machine; K=EXPRESSION selects some
 #:   replay          check answers recorded from a real TDX module against the
@@ -66,6 +68,11 @@ machine-test:
 
 host-test:
 	@tools/enter --lock python3 tools/test.py host
+
+host-test-long:
+	@tools/enter --lock env PROPTEST_CASES=$(or $(CASES),1000000) CARGO_TARGET_DIR=$(CACHE)/target \
+		cargo test --locked --release -j $(JOBS) --manifest-path tests/host/Cargo.toml \
+		--test plan --test sys_config --test exists --test hostile
 
 kunit-test:
 	@tools/enter --lock python3 tools/test.py kunit

@@ -29,10 +29,7 @@ use core::mem::{
     size_of, //
 };
 
-use crate::pamt::{
-    Pamt,
-    PamtMemory, //
-};
+use crate::pamt::Pamt;
 use crate::range::{
     PageSize,
     PhysRange, //
@@ -118,7 +115,7 @@ impl fmt::Display for TdmrInfoError {
 
 impl TdmrInfo {
     /// Describes `tdmr` and its tables.
-    pub fn new<M: PamtMemory>(tdmr: &Tdmr, pamt: &Pamt<M>) -> Self {
+    pub fn new(tdmr: &Tdmr, pamt: &Pamt) -> Self {
         let (pamt_4k, pamt_2m, pamt_1g) = (
             pamt.table(PageSize::Size4K),
             pamt.table(PageSize::Size2M),
@@ -231,15 +228,9 @@ mod tests {
         PamtLayout, //
     };
 
+    use crate::range::PhysAddr;
+
     const GB: u64 = 1 << 30;
-
-    struct Chunk(PhysRange);
-
-    impl PamtMemory for Chunk {
-        fn range(&self) -> PhysRange {
-            self.0
-        }
-    }
 
     /// A TDMR over `[4 GB, 6 GB)` with PAMTs from 4 GB + 1 MB.
     fn info() -> Option<TdmrInfo> {
@@ -250,10 +241,8 @@ mod tests {
             size_1g: 16,
         };
         let layout = PamtLayout::new(tdmr.range(), &entries).ok()?;
-        let base = 4 * GB + (1 << 20);
-        let chunk = PhysRange::from_raw(base, base + layout.total()).map(Chunk)?;
-        let pamt = Pamt::new(layout, chunk).ok()?;
-        Some(TdmrInfo::new(&tdmr, &pamt))
+        let base = PhysAddr::new(4 * GB + (1 << 20))?;
+        Some(TdmrInfo::new(&tdmr, &Pamt::at(layout, base)))
     }
 
     #[test]

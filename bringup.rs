@@ -26,12 +26,10 @@ use crate::guards::{
     MemHotplugRead,
     PreemptDisabled, //
 };
+use crate::holes::Memory;
 use crate::leaf::Leaf;
 use crate::log::fail;
-use crate::memlist::{
-    self,
-    Region, //
-};
+use crate::memlist::Region;
 use crate::memory::{
     self,
     TdxMemory, //
@@ -39,14 +37,20 @@ use crate::memory::{
 use crate::metadata::TdmrCaps;
 use crate::pamt::{
     self,
-    Pamt, //
+    PamtError, //
 };
 use crate::pamt_alloc::{
-    ContigPages,
     HandedPamts,
-    PageAllocator, //
+    PageAllocator,
+    TdxPlan, //
 };
 use crate::partition::KeyId;
+use crate::place::{
+    self,
+    PlaceError,
+    Plan,
+    Task, //
+};
 use crate::range::PhysRange;
 use crate::reset;
 use crate::seamcall::{
@@ -66,7 +70,8 @@ use crate::sysinfo::{
 };
 use crate::tdmr::{
     self,
-    Tdmr, //
+    Goal,
+    Scratch, //
 };
 
 /// How many calls of TDH.SYS.TDMR.INIT may pass without a visible step forward.
@@ -130,14 +135,18 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
     pr_info!("metadata read in {}\n", watch.lap());
 
     let memory = memory::build_list(plugged).map_err(|e| fail(e, ENOMEM))?;
-    describe_memory(&memory, &cmrs);
+    let ground =
+        Memory::new(memory.regions(), &cmrs).map_err(|e| fail(tdmr::PlanError::from(e), EINVAL))?;
+    describe_memory(&ground, &cmrs);
 
-    let mut tdmrs = KVec::new();
-    tdmr::plan(memory.regions(), &info.tdmr.limits(), &mut tdmrs)
-        .map_err(|e| fail(e, errno_of_plan(&e)))?;
-    warn_if_few_left(tdmrs.len(), info.tdmr.max_tdmrs);
-    let pamts = allocate_pamts(&tdmrs, &info.tdmr)?;
-    let infos = TdmrInfos::new(&memory, &tdmrs, &pamts, &info.tdmr)?;
+    let plan = make_plan(ground, &info.tdmr, Goal::PLAIN)?;
+    warn_if_few_left(plan.tdmrs.len(), info.tdmr.max_tdmrs);
+    let infos = TdmrInfos::new(&ground, &plan, &info.tdmr)?;
+    let Plan {
+        tdmrs,
+        pamts,
+        chunks,
+    } = plan;
     pr_info!(
         "TDMRs planned: {}, PAMTs allocated, in {}\n",
         tdmrs.len(),
@@ -145,7 +154,7 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
     );
 
     configure(&infos, global_keyid)?;
-    let pamts = HandedPamts::new(pamts);
+    let handed = HandedPamts::new(chunks);
     configure_global_key()?;
     pr_info!(
         "TDMRs and global KeyID {global_keyid} configured in {}\n",
@@ -156,32 +165,28 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
         init_tdmr(tdmr.range())?;
     }
     pr_info!("TDMRs initialized in {}\n", watch.lap());
-    pr_info!(
-        "{} KB allocated for PAMT\n",
-        pamt::total_kb(pamts.as_slice())
-    );
+    pr_info!("{} KB allocated for PAMT\n", pamt::total_kb(&pamts));
 
     Ok(Ready {
         sysinfo: SharedSysInfo::new(sysinfo::to_c(&info)?),
         features: Atomic::new(info.features.tdx_features0.raw()),
         memory,
-        pamts,
+        pamts: handed,
     })
 }
 
 /// Logs CMRs and TDX memory, and names what lies outside every CMR.
-fn describe_memory(memory: &TdxMemory, cmrs: &[Region]) {
+fn describe_memory(memory: &Memory<'_>, cmrs: &[Region]) {
     for cmr in cmrs {
         pr_info!("CMR {}\n", cmr.bytes());
     }
     for region in memory.regions() {
         pr_info!("TDX memory {}, node {}\n", region.bytes(), region.node());
-        if !cmrs.is_empty() && !memlist::covers(cmrs, region.frames()) {
-            pr_warn!(
-                "memory {} is not convertible (outside every CMR): the TDX module will refuse the configuration\n",
-                region.bytes()
-            );
-        }
+    }
+    for (part, node) in memory.outside_cmrs() {
+        pr_warn!(
+            "memory {part}, node {node}, is not convertible (outside every CMR; CXL or persistent memory?): the TDX module will refuse the configuration; boot without it to use TDX\n"
+        );
     }
 }
 
@@ -191,28 +196,46 @@ fn warn_if_few_left(used: usize, max: u16) {
     }
 }
 
-/// Allocates the PAMTs of all TDMRs, and says where they are.
-fn allocate_pamts(tdmrs: &[Tdmr], caps: &TdmrCaps) -> Result<KVec<Pamt<ContigPages>>> {
-    let mut pamts = KVec::new();
-    pamt::allocate_all(tdmrs, &caps.pamt_entries(), &mut PageAllocator, &mut pamts).map_err(
-        |e| {
-            let errno = match e {
-                pamt::PamtError::ZeroEntrySize { .. } => EINVAL,
-                _ => ENOMEM,
-            };
-            fail(e, errno)
-        },
-    )?;
-    for (tdmr, pamt) in tdmrs.iter().zip(&pamts) {
+/// Plans TDMRs, allocates their PAMTs, and says where they are.
+fn make_plan(memory: Memory<'_>, caps: &TdmrCaps, goal: Goal) -> Result<TdxPlan> {
+    let mut task = Task {
+        memory,
+        limits: caps.limits(),
+        entries: caps.pamt_entries(),
+        goal,
+        allocator: &mut PageAllocator,
+        effort: place::EFFORT,
+    };
+    let mut scratch = Scratch {
+        stops: KVec::new(),
+        costs: KVec::new(),
+    };
+    let mut plan = Plan {
+        tdmrs: KVec::new(),
+        pamts: KVec::new(),
+        chunks: KVec::new(),
+    };
+    place::place(&mut task, &mut scratch, &mut plan).map_err(|e| fail(e, errno_of_place(&e)))?;
+    for (tdmr, pamt) in plan.tdmrs.iter().zip(&plan.pamts) {
         pr_info!(
-            "TDMR {}, node {}: PAMT {}, {} KB\n",
+            "TDMR {}, node {}: PAMT {pamt}, {} KB, {} of {} reserved areas needed\n",
             tdmr.range(),
             tdmr.node(),
-            pamt.range(),
-            pamt.range().size() >> 10
+            pamt.total() >> 10,
+            memory.forced(tdmr.range(), &plan.chunks, None),
+            caps.max_reserved_per_tdmr
         );
     }
-    Ok(pamts)
+    Ok(plan)
+}
+
+/// `ENOMEM` when PAMT memory is short.
+fn errno_of_place(error: &PlaceError) -> Error {
+    match error {
+        PlaceError::Plan(error) => errno_of_plan(error),
+        PlaceError::Pamt(PamtError::ZeroEntrySize { .. }) => EINVAL,
+        PlaceError::Pamt(_) => ENOMEM,
+    }
 }
 
 /// One package's share of making the global key; runs on a CPU of that package.

@@ -237,6 +237,16 @@ struct page *tdx_glue_alloc_contig(unsigned long nr_pages, int nid)
 	return alloc_contig_pages(nr_pages, GFP_KERNEL, nid, &node_online_map);
 }
 
+bool tdx_glue_same_zone(unsigned long one_pfn, unsigned long other_pfn)
+{
+	return page_zone(pfn_to_page(one_pfn)) == page_zone(pfn_to_page(other_pfn));
+}
+
+int tdx_glue_alloc_contig_range(unsigned long start_pfn, unsigned long end_pfn)
+{
+	return alloc_contig_range(start_pfn, end_pfn, ACR_FLAGS_NONE, GFP_KERNEL);
+}
+
 unsigned long tdx_glue_page_to_pfn(struct page *page)
 {
 	return page_to_pfn(page);

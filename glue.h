@@ -89,6 +89,8 @@ void tdx_glue_on_each_cpu(void (*func)(void *info));
 void tdx_glue_get_online_mems(void);
 void tdx_glue_put_online_mems(void);
 struct page *tdx_glue_alloc_contig(unsigned long nr_pages, int nid);
+bool tdx_glue_same_zone(unsigned long one_pfn, unsigned long other_pfn);
+int tdx_glue_alloc_contig_range(unsigned long start_pfn, unsigned long end_pfn);
 unsigned long tdx_glue_page_to_pfn(struct page *page);
 u64 tdx_glue_virt_to_phys(const void *addr);
 void *tdx_glue_phys_to_virt(u64 addr);

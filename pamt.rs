@@ -2,13 +2,13 @@
 
 //! Physical Address Metadata Tables (PAMT): how big, in which order, and where they end up.
 //!
-//! Every TDMR needs three tables, one for each page size. They are allocated as one contiguous
-//! chunk, so that they use up at most one reserved area in each TDMR they lie in.
-//! [`PamtLayout`] alone knows sizes and order inside the chunk; [`Pamt`] joins a layout with the
-//! memory that holds it; [`allocate_all`] does it for a whole plan through [`PamtAllocator`].
+//! Every TDMR needs three tables, one for each page size. Each is contiguous; lying side by side
+//! they use up at most one reserved area in each TDMR they lie in. [`PamtLayout`] alone knows
+//! sizes and order, [`Pamt`] says where the tables of a TDMR are, [`PamtMemory`] is the memory that
+//! holds tables of one or more TDMRs, and [`PamtAllocator`] is where it comes from.
 //!
-//! Pure: `core` only, never panics. Next door: `tdmr` plans the TDMRs, then reserves where the
-//! PAMTs landed.
+//! Pure: `core` only, never panics. Next door: `place` decides what is asked for and where it may
+//! lie.
 
 #![cfg_attr(not(CONFIG_INTEL_TDX_HOST_KUNIT_TEST), forbid(unsafe_code))]
 #![deny(missing_docs)]
@@ -21,8 +21,6 @@ use crate::range::{
     PhysAddr,
     PhysRange, //
 };
-use crate::store::Store;
-use crate::tdmr::Tdmr;
 
 /// Bytes of metadata the TDX module keeps per page, for each page size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +61,15 @@ pub enum PamtError {
         /// The node asked first.
         node: NodeId,
     },
+    /// Wherever there is memory for the tables, some TDMR would need too many reserved areas.
+    NoPlace {
+        /// The TDMR whose tables were to be allocated.
+        tdmr: PhysRange,
+        /// Bytes asked for.
+        bytes: u64,
+        /// Reserved areas the TDX module offers for each TDMR.
+        max: u16,
+    },
     /// The allocator returned memory that is misaligned or of another size than asked for.
     BadMemory {
         /// The memory it returned.
@@ -83,6 +90,12 @@ impl fmt::Display for PamtError {
             PamtError::NoMemory { tdmr, bytes, node } => write!(
                 f,
                 "no {} KB of contiguous memory, on node {node} or any other, for the PAMT of TDMR {tdmr}",
+                bytes >> 10
+            ),
+            PamtError::NoPlace { tdmr, bytes, max } => write!(
+                f,
+                "no {} KB of contiguous memory for a PAMT of TDMR {tdmr} that leave every TDMR \
+                 with at most {max} reserved areas",
                 bytes >> 10
             ),
             PamtError::BadMemory { got, bytes } => {
@@ -153,10 +166,17 @@ fn table_size(tdmr_bytes: u64, level: PageSize, entry: u16) -> u64 {
     PageSize::Size4K.round_up(bytes).unwrap_or(u64::MAX)
 }
 
-/// A chunk of memory that the allocator handed out; dropping it gives it back.
+/// A chunk of memory that holds PAMTs; if it comes from an allocator, dropping it gives it back.
 pub trait PamtMemory {
     /// Where the memory lies.
     fn range(&self) -> PhysRange;
+}
+
+/// A place that nobody owns, for planning.
+impl PamtMemory for PhysRange {
+    fn range(&self) -> PhysRange {
+        *self
+    }
 }
 
 /// Where PAMT memory comes from.
@@ -167,48 +187,81 @@ pub trait PamtAllocator {
     /// Allocates `bytes` (a multiple of 4 KB) of contiguous, 4 KB aligned memory, on `node` if
     /// possible, else on any node. `None` if there is none.
     fn allocate(&mut self, bytes: u64, node: NodeId) -> Option<Self::Memory>;
+
+    /// Allocates the same somewhere inside `within`, which is 4 KB aligned and memory of the
+    /// kernel. `None` if there is none.
+    fn allocate_in(&mut self, bytes: u64, within: PhysRange) -> Option<Self::Memory>;
 }
 
-/// The tables of one TDMR and the memory that holds them.
-///
-/// # Invariants
-///
-/// The memory is 4 KB aligned and exactly as long as the layout asks.
-#[derive(Debug)]
-pub struct Pamt<M> {
+/// Where the three tables of one TDMR lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pamt {
     layout: PamtLayout,
-    memory: M,
+    /// Addresses of the tables, smallest pages first.
+    bases: [PhysAddr; 3],
 }
 
-impl<M: PamtMemory> Pamt<M> {
-    /// Joins `layout` and `memory`.
-    ///
-    /// # Errors
-    ///
-    /// [`PamtError::BadMemory`] if the memory is misaligned or not exactly as long as needed; it
-    /// is dropped then.
-    pub fn new(layout: PamtLayout, memory: M) -> Result<Self, PamtError> {
-        let got = memory.range();
-        let bytes = layout.total();
-        if got.size() != bytes || !got.is_aligned(PageSize::Size4K) {
-            return Err(PamtError::BadMemory { got, bytes });
+impl Pamt {
+    /// The tables in their order from `start` on.
+    pub fn at(layout: PamtLayout, start: PhysAddr) -> Self {
+        // A table beyond what can be addressed has no memory either: the chunk is checked.
+        let base = |level| start.checked_add(layout.offset(level)).unwrap_or(start);
+        Pamt {
+            layout,
+            bases: PageSize::ALL.map(base),
         }
-        Ok(Pamt { layout, memory })
     }
 
-    /// Where the whole chunk lies.
-    pub fn range(&self) -> PhysRange {
-        self.memory.range()
+    /// The same tables in their order from `start` on.
+    pub fn moved_to(&self, start: PhysAddr) -> Self {
+        Pamt::at(self.layout, start)
+    }
+
+    /// Moves the table for `level` to `base`.
+    pub fn move_table(&mut self, level: PageSize, base: PhysAddr) {
+        for (slot, _) in self
+            .bases
+            .iter_mut()
+            .zip(PageSize::ALL)
+            .filter(|(_, size)| *size == level)
+        {
+            *slot = base;
+        }
     }
 
     /// Base and size in bytes of the table for `level`, as TDMR_INFO wants them.
     pub fn table(&self, level: PageSize) -> PamtTable {
-        // By the invariant the offset stays inside the chunk, so the sum cannot fail.
-        let base = self.range().start();
+        let mut tables = self.bases.iter().zip(PageSize::ALL);
+        let found = tables.find(|(_, size)| *size == level);
         PamtTable {
-            base: base.checked_add(self.layout.offset(level)).unwrap_or(base),
+            base: found.map_or(PhysAddr::ZERO, |(base, _)| *base),
             size: self.layout.size(level),
         }
+    }
+
+    /// Bytes of the three tables.
+    pub const fn total(&self) -> u64 {
+        self.layout.total()
+    }
+}
+
+/// As users know it from the kernel log: one range, or three if the tables do not touch.
+impl fmt::Display for Pamt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, ..] = self.bases;
+        let whole = PhysRange::from_size(first, self.total());
+        if let Some(whole) = whole.filter(|_| *self == Pamt::at(self.layout, first)) {
+            return whole.fmt(f);
+        }
+        for (level, separator) in PageSize::ALL.into_iter().zip(["", " ", " "]) {
+            let PamtTable { base, size } = self.table(level);
+            f.write_str(separator)?;
+            match PhysRange::from_size(base, size) {
+                Some(range) => range.fmt(f)?,
+                None => base.fmt(f)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -221,42 +274,25 @@ pub struct PamtTable {
     pub size: u64,
 }
 
-/// Allocates the PAMT of each of `tdmrs` and appends it to `out`, in the same order.
+/// Checks that `memory` is aligned and of `bytes` bytes.
 ///
 /// # Errors
 ///
-/// [`PamtError`]; `out` then holds what has been allocated so far, and dropping it frees that.
-pub fn allocate_all<A, S>(
-    tdmrs: &[Tdmr],
-    entries: &PamtEntrySizes,
-    allocator: &mut A,
-    out: &mut S,
-) -> Result<(), PamtError>
-where
-    A: PamtAllocator,
-    S: Store<Pamt<A::Memory>>,
-{
-    for tdmr in tdmrs {
-        let layout = PamtLayout::new(tdmr.range(), entries)?;
-        let bytes = layout.total();
-        let memory = allocator
-            .allocate(bytes, tdmr.node())
-            .ok_or(PamtError::NoMemory {
-                tdmr: tdmr.range(),
-                bytes,
-                node: tdmr.node(),
-            })?;
-        out.push(Pamt::new(layout, memory)?)
-            .map_err(|_| PamtError::OutOfMemory)?;
+/// [`PamtError::BadMemory`]; the memory is dropped then.
+pub fn checked<M: PamtMemory>(memory: M, bytes: u64) -> Result<M, PamtError> {
+    let got = memory.range();
+    if got.size() == bytes && got.is_aligned(PageSize::Size4K) {
+        Ok(memory)
+    } else {
+        Err(PamtError::BadMemory { got, bytes })
     }
-    Ok(())
 }
 
 /// Total size of `pamts` in KB, the figure the kernel log has always shown.
-pub fn total_kb<M: PamtMemory>(pamts: &[Pamt<M>]) -> u64 {
+pub fn total_kb(pamts: &[Pamt]) -> u64 {
     let bytes = pamts
         .iter()
-        .fold(0u64, |sum, pamt| sum.saturating_add(pamt.layout.total()));
+        .fold(0u64, |sum, pamt| sum.saturating_add(pamt.total()));
     bytes >> 10
 }
 
@@ -276,49 +312,9 @@ mod tests {
 
     const GB: u64 = 1 << 30;
 
-    /// Memory that remembers where it is.
-    #[derive(Clone, Copy)]
-    struct Chunk(PhysRange);
-
-    impl PamtMemory for Chunk {
-        fn range(&self) -> PhysRange {
-            self.0
-        }
-    }
-
-    /// Hands out memory upwards from `next`, at most `left` times.
-    struct Upwards {
-        next: u64,
-        left: usize,
-    }
-
-    impl PamtAllocator for Upwards {
-        type Memory = Chunk;
-
-        fn allocate(&mut self, bytes: u64, _node: NodeId) -> Option<Chunk> {
-            self.left = self.left.checked_sub(1)?;
-            let end = self.next.checked_add(bytes)?;
-            let chunk = PhysRange::from_raw(self.next, end).map(Chunk);
-            self.next = end;
-            chunk
-        }
-    }
-
     fn layout_of(gbs: u64) -> Result<PamtLayout, PamtError> {
         let range = PhysRange::from_raw(0, gbs * GB).ok_or(PamtError::OutOfMemory)?;
         PamtLayout::new(range, &ENTRIES)
-    }
-
-    fn tdmr(first_gb: u64, end_gb: u64) -> Result<Tdmr, PamtError> {
-        PhysRange::from_raw(first_gb * GB, end_gb * GB)
-            .and_then(|range| Tdmr::new(range, NodeId::new(0)))
-            .ok_or(PamtError::OutOfMemory)
-    }
-
-    fn chunk(start: u64, end: u64) -> Result<Chunk, PamtError> {
-        PhysRange::from_raw(start, end)
-            .map(Chunk)
-            .ok_or(PamtError::OutOfMemory)
     }
 
     #[test]
@@ -341,15 +337,18 @@ mod tests {
     #[test]
     fn tables_follow_each_other_in_the_chunk() -> Result<(), PamtError> {
         let layout = layout_of(3)?;
-        let base = 7 << 12;
-        let pamt = Pamt::new(layout, chunk(base, base + layout.total())?)?;
-        let tables = PageSize::ALL.map(|level| pamt.table(level));
-        let mut next = base;
-        for table in tables {
+        let base = PhysAddr::new(7 << 12).ok_or(PamtError::OutOfMemory)?;
+        let mut pamt = Pamt::at(layout, base);
+        let mut next = base.get();
+        for table in PageSize::ALL.map(|level| pamt.table(level)) {
             assert_eq!(table.base.get(), next);
             next += table.size;
         }
-        assert_eq!(next, pamt.range().end().get());
+        assert_eq!(next, base.get() + pamt.total());
+        let middle = pamt.table(PageSize::Size2M);
+        pamt.move_table(PageSize::Size2M, PhysAddr::ZERO);
+        let moved = PageSize::ALL.map(|level| pamt.table(level).base.get());
+        assert_eq!(moved, [base.get(), 0, middle.base.get() + middle.size]);
         Ok(())
     }
 
@@ -377,8 +376,9 @@ mod tests {
             ..ENTRIES
         };
         let level = PageSize::Size2M;
+        let range = PhysRange::from_raw(0, GB).ok_or(PamtError::OutOfMemory)?;
         assert_eq!(
-            PamtLayout::new(tdmr(0, 1)?.range(), &entries),
+            PamtLayout::new(range, &entries),
             Err(PamtError::ZeroEntrySize { level })
         );
         Ok(())
@@ -386,46 +386,22 @@ mod tests {
 
     #[test]
     fn memory_of_the_wrong_kind_is_refused() -> Result<(), PamtError> {
-        let layout = layout_of(1)?;
-        assert!(Pamt::new(layout, chunk(4096, 4096 + layout.total())?).is_ok());
-        assert!(Pamt::new(layout, chunk(4096, 4096 + layout.total() - 4096)?).is_err());
-        assert!(Pamt::new(layout, chunk(4096, 4096 + layout.total() + 4096)?).is_err());
-        assert!(Pamt::new(layout, chunk(64, 64 + layout.total())?).is_err());
+        let bytes = layout_of(1)?.total();
+        let chunk = |start, end| PhysRange::from_raw(start, end).ok_or(PamtError::OutOfMemory);
+        assert!(checked(chunk(4096, 4096 + bytes)?, bytes).is_ok());
+        assert!(checked(chunk(4096, bytes)?, bytes).is_err());
+        assert!(checked(chunk(4096, 8192 + bytes)?, bytes).is_err());
+        assert!(checked(chunk(64, 64 + bytes)?, bytes).is_err());
         Ok(())
     }
 
     #[test]
-    fn every_tdmr_gets_its_pamt_and_the_total_is_in_kb() -> Result<(), PamtError> {
-        let tdmrs = [tdmr(0, 2)?, tdmr(4, 130)?];
-        let placeholder = || Pamt::new(layout_of(1)?, chunk(0, layout_of(1)?.total())?);
-        let mut space: [Pamt<Chunk>; 2] = [placeholder()?, placeholder()?];
-        let mut pamts = crate::store::SliceStore::new(&mut space);
-        let mut allocator = Upwards { next: GB, left: 2 };
-        allocate_all(&tdmrs, &ENTRIES, &mut allocator, &mut pamts)?;
-        let pamts = pamts.as_slice();
-        assert_eq!(pamts.len(), 2);
+    fn total_is_in_kb() -> Result<(), PamtError> {
+        let pamts = [2, 126].map(layout_of);
+        let [small, large] = pamts;
+        let at = |layout| Pamt::at(layout, PhysAddr::ZERO);
         // 128 GB at 4104 KB each, and two tables of a page for the 1 GB pages.
-        assert_eq!(total_kb(pamts), 128 * 4104 + 8);
-        Ok(())
-    }
-
-    #[test]
-    fn no_memory_names_tdmr_and_size() -> Result<(), PamtError> {
-        let tdmrs = [tdmr(0, 2)?, tdmr(4, 5)?];
-        let mut space: [Pamt<Chunk>; 1] =
-            [Pamt::new(layout_of(1)?, chunk(0, layout_of(1)?.total())?)?];
-        let mut pamts = crate::store::SliceStore::new(&mut space);
-        let mut allocator = Upwards { next: GB, left: 1 };
-        let second = tdmrs[1];
-        assert_eq!(
-            allocate_all(&tdmrs, &ENTRIES, &mut allocator, &mut pamts),
-            Err(PamtError::NoMemory {
-                tdmr: second.range(),
-                bytes: (4 << 20) + (12 << 10),
-                node: second.node(),
-            })
-        );
-        assert_eq!(pamts.as_slice().len(), 1);
+        assert_eq!(total_kb(&[at(small?), at(large?)]), 128 * 4104 + 8);
         Ok(())
     }
 }

@@ -19,7 +19,9 @@ use crate::pamt::{
     PamtAllocator,
     PamtMemory, //
 };
+use crate::place::Plan;
 use crate::range::{
+    PageSize,
     PhysAddr,
     PhysRange, //
 };
@@ -28,6 +30,7 @@ use crate::store::{
     Store,
     StoreFull, //
 };
+use crate::tdmr::Tdmr;
 
 /// The kernel's growing vector as storage for the pure files. Allocates with `GFP_KERNEL`.
 impl<T> Store<T> for KVec<T> {
@@ -56,7 +59,8 @@ impl<T> Store<T> for KVec<T> {
 ///
 /// # Invariants
 ///
-/// `range` is memory that `alloc_contig_pages()` returned and that is not freed yet.
+/// `range` is memory that `alloc_contig_pages()` or `alloc_contig_range()` gave and that is not freed
+/// yet.
 pub(crate) struct ContigPages {
     range: PhysRange,
 }
@@ -81,6 +85,22 @@ impl ContigPages {
         // INVARIANT: `range` is what was allocated.
         Some(Self { range })
     }
+
+    /// Allocates just `range`, which is memory of the kernel. Task context, sleeps.
+    fn at(range: PhysRange) -> Option<Self> {
+        let start = range.start().frame().get() as usize;
+        let end = range.end().frame().get() as usize;
+        // `alloc_contig_range()` wants pages of one zone.
+        // SAFETY: Memory of the kernel has page structures; it cannot go offline during bring-up,
+        // which holds the lock of memory hotplug.
+        if !unsafe { bindings::tdx_glue_same_zone(start, end.saturating_sub(1)) } {
+            return None;
+        }
+        // SAFETY: As above.
+        let failed = unsafe { bindings::tdx_glue_alloc_contig_range(start, end) };
+        // INVARIANT: `range` is what was allocated.
+        (failed == 0).then_some(Self { range })
+    }
 }
 
 impl Drop for ContigPages {
@@ -98,7 +118,12 @@ impl PamtMemory for ContigPages {
     }
 }
 
-/// The page allocator, as [`crate::pamt::allocate_all`] wants it.
+/// Most places in a stretch of memory at which memory is asked for. Beyond that the machine is so
+/// full that it does not help.
+const MAX_PLACES: u64 = 4096;
+
+/// The page allocator, as [`crate::place::place`] wants it. Its owner holds the lock of memory
+/// hotplug.
 pub(crate) struct PageAllocator;
 
 impl PamtAllocator for PageAllocator {
@@ -107,25 +132,38 @@ impl PamtAllocator for PageAllocator {
     fn allocate(&mut self, bytes: u64, node: NodeId) -> Option<ContigPages> {
         ContigPages::new(bytes, node)
     }
+
+    fn allocate_in(&mut self, bytes: u64, within: PhysRange) -> Option<ContigPages> {
+        let slack = within.size().checked_sub(bytes)?;
+        let step = bytes.max(slack / MAX_PLACES).max(1);
+        let step = PageSize::Size4K.round_up(step)?;
+        let mut offset = 0;
+        while offset <= slack {
+            let start = within.start().checked_add(offset)?;
+            if let Some(memory) = ContigPages::at(PhysRange::from_size(start, bytes)?) {
+                return Some(memory);
+            }
+            offset = offset.checked_add(step)?;
+        }
+        None
+    }
 }
 
+/// A plan in the kernel's own lists.
+pub(crate) type TdxPlan = Plan<KVec<Tdmr>, KVec<Pamt>, KVec<ContigPages>>;
+
 /// PAMTs that the TDX module knows: their memory is, or may be, TDX private.
-pub(crate) struct HandedPamts(KVec<Pamt<ContigPages>>);
+pub(crate) struct HandedPamts(KVec<ContigPages>);
 
 impl HandedPamts {
-    /// Notes that `pamts` now belong to the TDX module.
-    pub(crate) fn new(pamts: KVec<Pamt<ContigPages>>) -> Self {
-        Self(pamts)
-    }
-
-    /// The tables, one entry for each TDMR in the order of the plan.
-    pub(crate) fn as_slice(&self) -> &[Pamt<ContigPages>] {
-        &self.0
+    /// Notes that the PAMTs in `chunks` now belong to the TDX module.
+    pub(crate) fn new(chunks: KVec<ContigPages>) -> Self {
+        Self(chunks)
     }
 
     /// Whether `addr` lies in a PAMT. Any context, lock-free.
     pub(crate) fn contain(&self, addr: PhysAddr) -> bool {
-        self.0.iter().any(|pamt| pamt.range().contains_addr(addr))
+        self.0.iter().any(|chunk| chunk.range().contains_addr(addr))
     }
 }
 
@@ -133,8 +171,8 @@ impl Drop for HandedPamts {
     /// Flushes the caches of all CPUs and makes the memory normal before it is freed. Sleeps.
     fn drop(&mut self) {
         let flushed = reset::flush_all_cpus();
-        for pamt in &self.0 {
-            reset::reset(pamt.range(), &flushed);
+        for chunk in &self.0 {
+            reset::reset(chunk.range(), &flushed);
         }
     }
 }
@@ -149,7 +187,21 @@ mod tests {
         let bytes = 4 << 20;
         let chunk = ContigPages::new(bytes, NodeId::new(0)).ok_or(ENOMEM)?;
         assert_eq!(chunk.range().size(), bytes);
-        assert!(chunk.range().is_aligned(crate::range::PageSize::Size4K));
+        assert!(chunk.range().is_aligned(PageSize::Size4K));
+        Ok(())
+    }
+
+    #[test]
+    fn chunk_can_be_had_where_it_was() -> Result {
+        let bytes = 4 << 20;
+        let range = ContigPages::new(bytes, NodeId::new(0))
+            .ok_or(ENOMEM)?
+            .range();
+        let again = PageAllocator.allocate_in(bytes, range).ok_or(ENOMEM)?;
+        assert_eq!(again.range(), range);
+        // It is taken now.
+        assert!(PageAllocator.allocate_in(bytes, range).is_none());
+        assert!(PageAllocator.allocate_in(2 * bytes, range).is_none());
         Ok(())
     }
 

@@ -15,12 +15,11 @@ use crate::abi::{
     TdmrInfo,
     TDMR_INFO_ALIGNMENT, //
 };
+use crate::holes::Memory;
 use crate::leaf::Leaf;
 use crate::log::fail;
-use crate::memory::TdxMemory;
 use crate::metadata::TdmrCaps;
-use crate::pamt::Pamt;
-use crate::pamt_alloc::ContigPages;
+use crate::pamt_alloc::TdxPlan;
 use crate::partition::KeyId;
 use crate::seamcall::{
     self,
@@ -29,8 +28,7 @@ use crate::seamcall::{
 use crate::status::SeamcallStatus;
 use crate::tdmr::{
     self,
-    PlanError,
-    Tdmr, //
+    PlanError, //
 };
 
 /// `ENOSPC` for a limit of the module that is too small, else what fits best.
@@ -62,29 +60,18 @@ pub(crate) struct TdmrInfos {
 }
 
 impl TdmrInfos {
-    pub(crate) fn new(
-        memory: &TdxMemory,
-        tdmrs: &[Tdmr],
-        pamts: &[Pamt<ContigPages>],
-        caps: &TdmrCaps,
-    ) -> Result<Self> {
+    pub(crate) fn new(memory: &Memory<'_>, plan: &TdxPlan, caps: &TdmrCaps) -> Result<Self> {
         let slot = TdmrInfo::slot_bytes(caps.max_reserved_per_tdmr) / TDMR_INFO_ALIGNMENT;
+        let tdmrs = &plan.tdmrs;
         let mut infos = zeroed_blocks(slot.saturating_mul(tdmrs.len()))?;
         let mut array = zeroed_blocks(tdmrs.len().div_ceil(BLOCK_WORDS))?;
-        let chunks = pamts.iter().map(Pamt::range);
         let mut areas = KVec::new();
 
         let slots = infos.chunks_exact_mut(slot);
         let entries = array.iter_mut().flat_map(|block| &mut block.0);
-        for (((tdmr, pamt), slot), entry) in tdmrs.iter().zip(pamts).zip(slots).zip(entries) {
-            tdmr::reserve(
-                memory.regions(),
-                tdmr,
-                chunks.clone(),
-                &caps.limits(),
-                &mut areas,
-            )
-            .map_err(|e| fail(e, errno_of_plan(&e)))?;
+        for (((tdmr, pamt), slot), entry) in tdmrs.iter().zip(&plan.pamts).zip(slots).zip(entries) {
+            tdmr::reserve(memory, tdmr, &plan.chunks, &caps.limits(), &mut areas)
+                .map_err(|e| fail(e, errno_of_plan(&e)))?;
             TdmrInfo::new(tdmr, pamt)
                 .write(&areas, slot.as_flattened_words())
                 .map_err(|e| fail(e, EINVAL))?;

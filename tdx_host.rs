@@ -20,7 +20,8 @@
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
 //! | [`keyid`], [`pamt_alloc`], [`reset`] | guest KeyIDs; memory for PAMTs; private memory made normal |
 //! | [`seamcall`], [`lockstep`], [`guards`], [`log`] | the instruction and its errors; all CPUs in step; locks and contexts as values; printing |
-//! | [`tlb_steps`], [`tlb`], [`image`], [`metadata`], [`pamt`], [`tdmr`], [`memlist`], [`abi`] | pure: order of TLB tracking, decoding, planning, ABI structures |
+//! | [`tlb_steps`], [`tlb`], [`image`], [`metadata`], [`abi`] | pure: order of TLB tracking, decoding, ABI structures |
+//! | [`place`], [`spot`], [`tdmr`], [`bridge`], [`share`], [`pamt`], [`holes`], [`memlist`] | pure: planning TDMRs and their PAMTs |
 //! | [`explain`], [`operand`], [`status`], [`leaf`], [`fields`], [`partition`], [`store`], [`range`] | pure: numbers, names, units |
 //!
 //! Pure files use `core` only; cargo compiles them too, for property tests. `glue.c` has what only
@@ -40,11 +41,13 @@ use kernel::sync::atomic::{
 use kernel::sync::SetOnce;
 
 pub mod abi;
+pub mod bridge;
 pub mod bringup;
 pub mod cpu;
 pub mod explain;
 pub mod fields;
 pub mod guards;
+pub mod holes;
 pub mod image;
 pub mod keyid;
 pub mod leaf;
@@ -58,9 +61,12 @@ pub mod operand;
 pub mod pamt;
 pub mod pamt_alloc;
 pub mod partition;
+pub mod place;
 pub mod range;
 pub mod reset;
 pub mod seamcall;
+pub mod share;
+pub mod spot;
 pub mod status;
 pub mod store;
 pub mod sysconfig;

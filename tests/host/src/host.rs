@@ -3,11 +3,14 @@
 //! What the kernel does around the pure files, done in user space: storage, PAMT memory, and the
 //! way from a memory map to the operands of TDH.SYS.CONFIG.
 
+use core::cell::RefCell;
 use core::fmt;
+use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 
 use crate::abi::TdmrInfo;
+use crate::holes::Memory;
 use crate::interval::{
     interval,
     Interval, //
@@ -24,18 +27,29 @@ use crate::pamt::{
     Pamt,
     PamtAllocator,
     PamtEntrySizes,
-    PamtError,
     PamtMemory, //
 };
-use crate::range::PhysRange;
+use crate::place::{
+    self,
+    PlaceError,
+    Plan,
+    Task, //
+};
+use crate::range::{
+    PageSize,
+    PfnRange,
+    PhysRange, //
+};
 use crate::store::{
     Store,
     StoreFull, //
 };
 use crate::tdmr::{
     self,
+    Goal,
     Limits,
     PlanError,
+    Scratch,
     Tdmr, //
 };
 
@@ -93,13 +107,27 @@ impl<T> Store<T> for VecStore<T> {
     }
 }
 
-/// Memory for PAMTs that exists only as a number.
-#[derive(Clone, Copy, Debug)]
-pub struct Chunk(PhysRange);
+/// Memory for PAMTs that exists only as a number; dropping it gives it back.
+#[derive(Debug)]
+pub struct Chunk {
+    range: PhysRange,
+    /// Where it goes back to.
+    free: Rc<RefCell<Vec<Interval>>>,
+}
 
 impl PamtMemory for Chunk {
     fn range(&self) -> PhysRange {
-        self.0
+        self.range
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        let mut free = self.free.borrow_mut();
+        free.push(plain(&self.range));
+        free.sort();
+        let all = joined(&free);
+        *free = all;
     }
 }
 
@@ -109,9 +137,11 @@ impl PamtMemory for Chunk {
 #[derive(Debug)]
 pub struct Placer<'a> {
     /// Memory that is still free.
-    free: Vec<Interval>,
+    free: Rc<RefCell<Vec<Interval>>>,
     /// Where to put the next chunks: a number picks one of the possible places.
     picks: core::iter::Cycle<core::slice::Iter<'a, u64>>,
+    /// No chunk is larger.
+    largest: u64,
     /// The nodes asked for, in order.
     pub nodes: Vec<NodeId>,
 }
@@ -119,32 +149,37 @@ pub struct Placer<'a> {
 impl<'a> Placer<'a> {
     /// All of `memory` is free; `picks` must not be empty.
     pub fn new(memory: &[Interval], picks: &'a [u64]) -> Self {
-        let mut free: Vec<Interval> = Vec::new();
-        for &region in memory {
-            match free.last_mut() {
-                Some(last) if last.end == region.start => last.end = region.end,
-                _ => free.push(region),
-            }
-        }
+        Self::with_largest(memory, picks, u64::MAX)
+    }
+
+    /// The same, but chunks of more than `largest` bytes are not to be had.
+    pub fn with_largest(memory: &[Interval], picks: &'a [u64], largest: u64) -> Self {
         Placer {
-            free,
+            free: Rc::new(RefCell::new(joined(memory))),
             picks: picks.iter().cycle(),
+            largest,
             nodes: Vec::new(),
         }
     }
-}
 
-impl PamtAllocator for Placer<'_> {
-    type Memory = Chunk;
+    /// Places chunks of these sizes one after the other, if there is room for all.
+    pub fn intervals(&mut self, sizes: impl Iterator<Item = u64>) -> Option<Vec<Interval>> {
+        let node = NodeId::new(-1);
+        let chunks: Option<Vec<Chunk>> = sizes.map(|size| self.allocate(size, node)).collect();
+        Some(chunks?.iter().map(|chunk| plain(&chunk.range)).collect())
+    }
 
-    fn allocate(&mut self, bytes: u64, node: NodeId) -> Option<Chunk> {
-        self.nodes.push(node);
+    /// Takes `bytes` somewhere in what is free of `within`.
+    fn take(&mut self, bytes: u64, within: Interval) -> Option<Chunk> {
         let pick = *self.picks.next()?;
-        let fits: Vec<usize> = (0..self.free.len())
-            .filter(|&index| self.free[index].size() >= bytes)
+        let cut =
+            |free: &Interval| interval(free.start.max(within.start), free.end.min(within.end));
+        let mut free = self.free.borrow_mut();
+        let rooms = free.iter().map(cut).enumerate();
+        let fits: Vec<(usize, Interval)> = rooms
+            .filter(|(_, room)| room.start < room.end && room.size() >= bytes)
             .collect();
-        let chosen = *fits.get(pick as usize % fits.len().max(1))?;
-        let room = self.free[chosen];
+        let &(chosen, room) = fits.get(pick as usize % fits.len().max(1))?;
         // The ends of a stretch are where mistakes live: pick them more often than chance would.
         let slack = (room.size() - bytes) / 4096;
         let page = match pick >> 60 {
@@ -153,10 +188,44 @@ impl PamtAllocator for Placer<'_> {
             _ => (pick >> 8) % (slack + 1),
         };
         let start = room.start + page * 4096;
-        let taken = interval(start, start + bytes);
-        let rest = room.without(&[taken]);
-        self.free.splice(chosen..=chosen, rest);
-        PhysRange::from_raw(taken.start, taken.end).map(Chunk)
+        let taken = PhysRange::from_raw(start, start + bytes)?;
+        let rest = free[chosen].without(&[plain(&taken)]);
+        free.splice(chosen..=chosen, rest);
+        Some(Chunk {
+            range: taken,
+            free: Rc::clone(&self.free),
+        })
+    }
+}
+
+/// `memory` (ascending, disjoint) with what touches made one.
+pub fn joined(memory: &[Interval]) -> Vec<Interval> {
+    let mut list: Vec<Interval> = Vec::new();
+    for &region in memory {
+        match list.last_mut() {
+            Some(last) if last.end == region.start => last.end = region.end,
+            _ => list.push(region),
+        }
+    }
+    list
+}
+
+impl PamtAllocator for Placer<'_> {
+    type Memory = Chunk;
+
+    fn allocate(&mut self, bytes: u64, node: NodeId) -> Option<Chunk> {
+        self.nodes.push(node);
+        if bytes > self.largest {
+            return None;
+        }
+        self.take(bytes, interval(0, u64::MAX))
+    }
+
+    fn allocate_in(&mut self, bytes: u64, within: PhysRange) -> Option<Chunk> {
+        if bytes > self.largest {
+            return None;
+        }
+        self.take(bytes, plain(&within))
     }
 }
 
@@ -165,18 +234,27 @@ impl PamtAllocator for Placer<'_> {
 pub enum ConfigError {
     /// The list of memory could not be built.
     MemList(MemListError),
-    /// No plan of TDMRs or reserved areas.
-    Plan(PlanError),
-    /// No PAMTs.
-    Pamt(PamtError),
+    /// No plan.
+    Place(PlaceError),
+}
+
+impl From<PlaceError> for ConfigError {
+    fn from(error: PlaceError) -> Self {
+        ConfigError::Place(error)
+    }
+}
+
+impl From<PlanError> for ConfigError {
+    fn from(error: PlanError) -> Self {
+        ConfigError::Place(PlaceError::Plan(error))
+    }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ConfigError::MemList(error) => error.fmt(f),
-            ConfigError::Plan(error) => error.fmt(f),
-            ConfigError::Pamt(error) => error.fmt(f),
+            ConfigError::Place(error) => error.fmt(f),
         }
     }
 }
@@ -186,8 +264,10 @@ impl fmt::Display for ConfigError {
 pub struct Config {
     /// The plan.
     pub tdmrs: Vec<Tdmr>,
-    /// Where the PAMTs lie.
-    pub pamts: Vec<Interval>,
+    /// The memory that holds the PAMTs.
+    pub chunks: Vec<Interval>,
+    /// The tables of each TDMR, for 4K, 2M and 1G pages.
+    pub pamts: Vec<[Interval; 3]>,
     /// Total size of the PAMTs in KB.
     pub pamt_kb: u64,
     /// Reserved areas of each TDMR.
@@ -209,6 +289,27 @@ pub fn mem_list(triples: &[(u64, u64, i32)]) -> Result<MemList<VecStore<Region>>
     builder.finish()
 }
 
+/// CMRs as the kernel keeps them. What cannot be one is left out, as the kernel does.
+pub fn cmr_list(cmrs: &[Interval]) -> Vec<Region> {
+    let frames = cmrs
+        .iter()
+        .filter_map(|cmr| PfnRange::from_raw(cmr.start / 4096, cmr.end / 4096));
+    frames
+        .map(|frames| Region::new(frames, NodeId::new(-1)))
+        .collect()
+}
+
+/// What the TDX module offers, and what is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// TDMRs and reserved areas.
+    pub limits: Limits,
+    /// Bytes for each page.
+    pub entries: PamtEntrySizes,
+    /// What is wanted.
+    pub goal: Goal,
+}
+
 /// From memory to the operands of TDH.SYS.CONFIG, as the kernel does it.
 ///
 /// # Errors
@@ -216,35 +317,54 @@ pub fn mem_list(triples: &[(u64, u64, i32)]) -> Result<MemList<VecStore<Region>>
 /// [`ConfigError`].
 pub fn configure(
     triples: &[(u64, u64, i32)],
-    limits: &Limits,
-    entries: &PamtEntrySizes,
+    cmrs: &[Interval],
+    terms: &Terms,
     allocator: &mut Placer<'_>,
 ) -> Result<Config, ConfigError> {
     let list = mem_list(triples).map_err(ConfigError::MemList)?;
-    let mut tdmrs = VecStore::new();
-    tdmr::plan(list.regions(), limits, &mut tdmrs).map_err(ConfigError::Plan)?;
-    let mut pamts = VecStore::new();
-    pamt::allocate_all(tdmrs.as_slice(), entries, allocator, &mut pamts)
-        .map_err(ConfigError::Pamt)?;
-    let chunks = pamts.as_slice().iter().map(Pamt::range);
+    let cmrs = cmr_list(cmrs);
+    let memory = Memory::new(list.regions(), &cmrs).map_err(PlanError::from)?;
+    let mut task = Task {
+        memory,
+        limits: terms.limits,
+        entries: terms.entries,
+        goal: terms.goal,
+        allocator,
+        effort: place::EFFORT,
+    };
+    let mut plan: Plan<VecStore<Tdmr>, VecStore<Pamt>, VecStore<Chunk>> = Plan::default();
+    let mut scratch: Scratch<VecStore<_>, VecStore<_>> = Scratch::default();
+    place::place(&mut task, &mut scratch, &mut plan)?;
 
     let mut reserved = Vec::new();
     let mut infos = Vec::new();
     let mut areas = VecStore::new();
-    for (tdmr, pamt) in tdmrs.as_slice().iter().zip(pamts.as_slice()) {
-        tdmr::reserve(list.regions(), tdmr, chunks.clone(), limits, &mut areas)
-            .map_err(ConfigError::Plan)?;
-        let mut slot = vec![!0; TdmrInfo::slot_bytes(limits.max_reserved) / 8];
+    for (tdmr, pamt) in plan.tdmrs.as_slice().iter().zip(plan.pamts.as_slice()) {
+        let chunks = plan.chunks.as_slice();
+        tdmr::reserve(&memory, tdmr, chunks, &terms.limits, &mut areas)?;
+        let mut slot = vec![!0; TdmrInfo::slot_bytes(terms.limits.max_reserved) / 8];
         TdmrInfo::new(tdmr, pamt)
             .write(areas.as_slice(), &mut slot)
             .expect("what was planned fits the structure");
         infos.push(slot);
         reserved.push(areas.as_slice().iter().map(plain).collect());
     }
+    let tables = |pamt: &Pamt| {
+        PageSize::ALL.map(|level| {
+            let table = pamt.table(level);
+            interval(table.base.get(), table.base.get() + table.size)
+        })
+    };
     Ok(Config {
-        pamts: chunks.map(|chunk| plain(&chunk)).collect(),
-        pamt_kb: pamt::total_kb(pamts.as_slice()),
-        tdmrs: tdmrs.list,
+        chunks: plan
+            .chunks
+            .as_slice()
+            .iter()
+            .map(|c| plain(&c.range))
+            .collect(),
+        pamts: plan.pamts.as_slice().iter().map(tables).collect(),
+        pamt_kb: pamt::total_kb(plan.pamts.as_slice()),
+        tdmrs: plan.tdmrs.list,
         reserved,
         infos,
     })

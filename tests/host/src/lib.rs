@@ -8,10 +8,14 @@ extern crate std;
 
 #[path = "../../../abi.rs"]
 pub mod abi;
+#[path = "../../../bridge.rs"]
+pub mod bridge;
 #[path = "../../../explain.rs"]
 pub mod explain;
 #[path = "../../../fields.rs"]
 pub mod fields;
+#[path = "../../../holes.rs"]
+pub mod holes;
 #[path = "../../../image.rs"]
 pub mod image;
 #[path = "../../../leaf.rs"]
@@ -26,8 +30,14 @@ pub mod operand;
 pub mod pamt;
 #[path = "../../../partition.rs"]
 pub mod partition;
+#[path = "../../../place.rs"]
+pub mod place;
 #[path = "../../../range.rs"]
 pub mod range;
+#[path = "../../../share.rs"]
+pub mod share;
+#[path = "../../../spot.rs"]
+pub mod spot;
 #[path = "../../../status.rs"]
 pub mod status;
 #[path = "../../../store.rs"]
@@ -40,6 +50,7 @@ pub mod tlb;
 pub mod tlb_steps;
 
 pub mod c_rules;
+pub mod exhaustive;
 pub mod host;
 pub mod interval;
 pub mod memory_map;

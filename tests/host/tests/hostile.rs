@@ -6,12 +6,14 @@
 
 mod common;
 
-use common::{machine, ENTRIES, LIMITS};
+use common::{goal, machine, picks, LIMITS, TERMS};
 use proptest::prelude::*;
 use tdx_host_tests::abi::TdmrInfo;
 use tdx_host_tests::explain::{explain, Details};
 use tdx_host_tests::fields::FieldId;
-use tdx_host_tests::host::{configure, mem_list, Placer, VecStore};
+use tdx_host_tests::holes::{Memory, OutOfOrder};
+use tdx_host_tests::host::{cmr_list, configure, mem_list, ConfigError, Placer, Terms, VecStore};
+use tdx_host_tests::interval::{interval, Interval};
 use tdx_host_tests::leaf::Leaf;
 use tdx_host_tests::memlist::{NodeId, Region};
 use tdx_host_tests::metadata::{read_cmrs, FieldReader, SysInfo};
@@ -20,7 +22,7 @@ use tdx_host_tests::partition::{KeyIdPartition, TdxKeyIds};
 use tdx_host_tests::range::{PfnRange, PhysRange};
 use tdx_host_tests::status::SeamcallStatus;
 use tdx_host_tests::store::Store;
-use tdx_host_tests::tdmr::{self, Limits, Tdmr};
+use tdx_host_tests::tdmr::{self, Goal, Limits, PlanError, Scratch, Tdmr};
 
 /// Numbers near the edges of what can be, and any others.
 fn number() -> impl Strategy<Value = u64> {
@@ -34,56 +36,112 @@ fn range() -> impl Strategy<Value = Option<PhysRange>> {
     (number(), number()).prop_map(|(a, b)| PhysRange::from_raw(a, b))
 }
 
+/// Plans TDMRs in storage that never fails.
+fn plan(memory: &Memory<'_>, limits: &Limits, goal: &Goal) -> Result<Vec<Tdmr>, PlanError> {
+    plan_in(memory, limits, goal, VecStore::new())
+}
+
+fn plan_in(
+    memory: &Memory<'_>,
+    limits: &Limits,
+    goal: &Goal,
+    mut out: VecStore<Tdmr>,
+) -> Result<Vec<Tdmr>, PlanError> {
+    let mut scratch: Scratch<VecStore<_>, VecStore<_>> = Scratch::default();
+    let budget = limits.max_reserved.into();
+    tdmr::plan(memory, limits, budget, goal, &mut scratch, &mut out)?;
+    Ok(out.as_slice().to_vec())
+}
+
+/// Intervals that may overlap, be empty, unaligned or end at the top of what there is.
+fn intervals() -> impl Strategy<Value = Vec<Interval>> {
+    let ends = (number(), number()).prop_map(|(a, b)| interval(a.min(b), a.max(b)));
+    proptest::collection::vec(ends, 0..6)
+}
+
+/// Limits and entry sizes that no TDX module should report.
+fn limit() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(0), Just(1), Just(2), Just(u16::MAX), any::<u16>()]
+}
+
 proptest! {
+    /// Memory and CMRs at random, and all the way to the operands of TDH.SYS.CONFIG.
     #[test]
     fn hostile_memory_is_no_panic(
         triples in proptest::collection::vec((number(), number(), any::<i32>()), 0..6),
+        cmrs in intervals(),
+        max_tdmrs in limit(),
+        max_reserved in limit(),
+        sizes in any::<[u16; 3]>(),
+        goal in goal(),
+        picks in picks(),
     ) {
-        if let Ok(list) = mem_list(&triples) {
-            let mut tdmrs = VecStore::new();
-            let _ = tdmr::plan(list.regions(), &LIMITS, &mut tdmrs);
-            prop_assert!(list.pages() > 0);
+        let limits = Limits { max_tdmrs, max_reserved };
+        let entries = PamtEntrySizes { size_4k: sizes[0], size_2m: sizes[1], size_1g: sizes[2] };
+        let free: Vec<Interval> = triples
+            .iter()
+            .filter(|triple| triple.0 < triple.1 && triple.1 <= 1 << 40)
+            .map(|triple| interval(triple.0 * 4096, triple.1 * 4096))
+            .collect();
+        let terms = Terms { limits, entries, goal };
+        let mut placer = Placer::new(&free, &picks);
+        if let Err(error) = configure(&triples, &cmrs, &terms, &mut placer) {
+            prop_assert!(!error.to_string().is_empty());
         }
     }
 
     /// Even regions out of order, which [`MemListBuilder`] would never pass on.
     #[test]
-    fn hostile_regions_are_no_panic(
+    fn hostile_regions_are_an_error(
         frames in proptest::collection::vec((number(), number()), 0..6),
+        cmrs in intervals(),
         pamts in proptest::collection::vec(range(), 0..4),
         tdmr in range(),
-        max in any::<u16>(),
+        max in limit(),
+        goal in goal(),
     ) {
         let regions: Vec<Region> = frames
             .iter()
             .filter_map(|&(a, b)| PfnRange::from_raw(a >> 8, b >> 8))
             .map(|frames| Region::new(frames, NodeId::new(0)))
             .collect();
+        let ascend = regions.windows(2).all(|w| w[0].frames().end() <= w[1].frames().start());
+        let cmrs = cmr_list(&cmrs);
         let limits = Limits { max_tdmrs: max, max_reserved: max };
-        let mut tdmrs = VecStore::new();
-        if let Err(error) = tdmr::plan(&regions, &limits, &mut tdmrs) {
-            prop_assert!(!error.to_string().is_empty());
-        }
+        let memory = match Memory::new(&regions, &cmrs) {
+            Ok(memory) => memory,
+            Err(OutOfOrder { .. }) => {
+                prop_assert!(!ascend);
+                return Ok(());
+            }
+        };
+        prop_assert!(ascend);
+        let tdmrs = plan(&memory, &limits, &goal).unwrap_or_default();
         let extra = tdmr.and_then(|range| Tdmr::new(range, NodeId::new(0)));
         let pamts: Vec<PhysRange> = pamts.into_iter().flatten().collect();
         let mut areas = VecStore::new();
-        for tdmr in tdmrs.as_slice().iter().chain(&extra) {
-            let pamts = pamts.iter().copied();
-            let _ = tdmr::reserve(&regions, tdmr, pamts, &limits, &mut areas);
+        for tdmr in tdmrs.iter().chain(&extra) {
+            if tdmr::reserve(&memory, tdmr, &pamts, &limits, &mut areas).is_ok() {
+                prop_assert!(areas.as_slice().len() <= max.into());
+            }
+        }
+        for (part, _) in memory.outside_cmrs() {
+            prop_assert!(cmrs.iter().all(|cmr| !cmr.bytes().overlaps(part)));
         }
     }
 
     #[test]
     fn hostile_limits_give_a_plan_or_an_error(
         machine in machine(12),
-        max_tdmrs in prop_oneof![Just(0), Just(1), Just(u16::MAX), any::<u16>()],
-        max_reserved in prop_oneof![Just(0), Just(1), Just(u16::MAX), any::<u16>()],
+        max_tdmrs in limit(),
+        max_reserved in limit(),
         sizes in any::<[u16; 3]>(),
     ) {
         let limits = Limits { max_tdmrs, max_reserved };
         let entries = PamtEntrySizes { size_4k: sizes[0], size_2m: sizes[1], size_1g: sizes[2] };
+        let terms = Terms { limits, entries, ..TERMS };
         let mut placer = Placer::new(&machine.intervals(), &[3]);
-        match configure(&machine.memory, &limits, &entries, &mut placer) {
+        match configure(&machine.memory, &machine.cmrs, &terms, &mut placer) {
             Ok(config) => {
                 prop_assert!(config.tdmrs.len() <= max_tdmrs.into());
                 prop_assert!(config.reserved.iter().all(|areas| areas.len() <= max_reserved.into()));
@@ -93,16 +151,17 @@ proptest! {
     }
 
     #[test]
-    fn full_storage_is_an_error(machine in machine(12), room in 0usize..8) {
+    fn full_storage_is_an_error(machine in machine(12), room in 0usize..8, goal in goal()) {
         let Ok(list) = mem_list(&machine.memory) else {
             return Ok(());
         };
-        let mut tdmrs = VecStore::with_room(room);
-        let result = tdmr::plan(list.regions(), &LIMITS, &mut tdmrs);
-        let mut all = VecStore::new();
-        tdmr::plan(list.regions(), &LIMITS, &mut all).unwrap();
-        let fits = all.as_slice().len() <= room;
-        prop_assert_eq!(result == Err(tdmr::PlanError::OutOfMemory), !fits);
+        let memory = Memory::new(list.regions(), &[]).unwrap();
+        let wide = Limits { max_reserved: 1000, ..LIMITS };
+        let result = plan_in(&memory, &wide, &goal, VecStore::with_room(room));
+        let Ok(all) = plan(&memory, &wide, &goal) else {
+            return Ok(());
+        };
+        prop_assert_eq!(result == Err(PlanError::OutOfMemory), all.len() > room);
     }
 
     #[test]
@@ -170,16 +229,27 @@ proptest! {
 #[test]
 fn limits_of_zero_are_an_error_and_big_ones_are_not() {
     let memory = [(0x100, 0x100_0000, 0)];
-    let bytes = [tdx_host_tests::interval::interval(1 << 20, 64 << 30)];
+    let bytes = [interval(1 << 20, 64 << 30)];
     let run = |max_tdmrs, max_reserved| {
         let limits = Limits {
             max_tdmrs,
             max_reserved,
         };
-        configure(&memory, &limits, &ENTRIES, &mut Placer::new(&bytes, &[0])).map(|_| ())
+        let terms = Terms { limits, ..TERMS };
+        let mut placer = Placer::new(&bytes, &[0]);
+        configure(&memory, &bytes, &terms, &mut placer).map(|_| ())
     };
-    assert!(run(0, 16).is_err());
-    assert!(run(64, 0).is_err());
+    let words = |result: Result<(), ConfigError>| result.unwrap_err().to_string();
+    assert_eq!(
+        words(run(0, 16)),
+        "TDMRs exhausted: the memory map needs 1, the TDX module offers 0"
+    );
+    assert_eq!(
+        words(run(64, 0)),
+        "TDMR [0x0, 0x40000000): reserved areas exhausted: it needs 1 (1 for holes, 0 for PAMTs), \
+         the TDX module offers 0"
+    );
     assert_eq!(run(u16::MAX, u16::MAX), Ok(()));
-    assert_eq!(run(1, 2), Ok(()));
+    // The PAMT lies beside the only hole.
+    assert_eq!(run(1, 1), Ok(()));
 }

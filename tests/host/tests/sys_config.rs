@@ -4,18 +4,12 @@
 
 mod common;
 
-use common::server::{Server, KEYID_PARTITIONING};
-use common::{machine, picks, ENTRIES, LIMITS};
+use common::server::Server;
+use common::{global_keyid, goal, machine, picks, TERMS};
 use proptest::prelude::*;
-use tdx_host_tests::host::{configure, Placer};
-use tdx_host_tests::partition::{KeyIdPartition, TdxKeyIds};
+use tdx_host_tests::host::{configure, Placer, Terms};
 use tdx_host_tests::sys_config;
 use tdx_module::status_name;
-
-fn global_keyid() -> u16 {
-    let partition = KeyIdPartition::from_msr(KEYID_PARTITIONING);
-    TdxKeyIds::new(partition).unwrap().global().get()
-}
 
 /// A small change to one word of one structure, as a slip of the planner would make it.
 #[derive(Clone, Copy, Debug)]
@@ -53,9 +47,10 @@ impl Slip {
 
 proptest! {
     #[test]
-    fn every_plan_is_accepted(machine in machine(40), picks in picks()) {
+    fn every_plan_is_accepted(machine in machine(40), goal in goal(), picks in picks()) {
+        let terms = Terms { goal, ..TERMS };
         let mut placer = Placer::new(&machine.intervals(), &picks);
-        if let Ok(config) = configure(&machine.memory, &LIMITS, &ENTRIES, &mut placer) {
+        if let Ok(config) = configure(&machine.memory, &machine.cmrs, &terms, &mut placer) {
             let mut server = Server::start(&machine.cmrs);
             let status = server.config(&config.infos, global_keyid());
             prop_assert_eq!(status, 0, "{:?}", status_name(status));
@@ -70,7 +65,7 @@ proptest! {
         slips in proptest::collection::vec((any::<prop::sample::Index>(), 0usize..20, slip()), 1..3),
     ) {
         let mut placer = Placer::new(&machine.intervals(), &picks);
-        if let Ok(mut config) = configure(&machine.memory, &LIMITS, &ENTRIES, &mut placer) {
+        if let Ok(mut config) = configure(&machine.memory, &machine.cmrs, &TERMS, &mut placer) {
             for (index, word, slip) in slips {
                 let info = index.index(config.infos.len());
                 let word = &mut config.infos[info][word];
@@ -90,7 +85,7 @@ fn other_keyids_and_empty_plans_are_refused() {
     let cmr = tdx_host_tests::interval::interval(1 << 20, 4 << 30);
     let memory = [(0x100, 4 << 18, 0)];
     let mut placer = Placer::new(&[cmr], &[0]);
-    let config = configure(&memory, &LIMITS, &ENTRIES, &mut placer).unwrap();
+    let config = configure(&memory, &[cmr], &TERMS, &mut placer).unwrap();
     let mut server = Server::start(&[cmr]);
     assert_ne!(server.config(&[], global_keyid()), 0);
     assert_ne!(server.config(&config.infos, global_keyid() - 1), 0);

@@ -7,9 +7,11 @@ pub(crate) mod server;
 
 use proptest::prelude::*;
 
+use tdx_host_tests::host::Terms;
 use tdx_host_tests::interval::{interval, Interval};
 use tdx_host_tests::pamt::PamtEntrySizes;
-use tdx_host_tests::tdmr::Limits;
+use tdx_host_tests::partition::{KeyIdPartition, TdxKeyIds};
+use tdx_host_tests::tdmr::{Goal, Limits};
 
 /// What every TDX module so far reports.
 pub(crate) const ENTRIES: PamtEntrySizes = PamtEntrySizes {
@@ -23,6 +25,24 @@ pub(crate) const LIMITS: Limits = Limits {
     max_tdmrs: 64,
     max_reserved: 16,
 };
+
+/// What a real TDX module offers, and nothing special wanted.
+pub(crate) const TERMS: Terms = Terms {
+    limits: LIMITS,
+    entries: ENTRIES,
+    goal: Goal::PLAIN,
+};
+
+/// Wishes: mostly none.
+pub(crate) fn goal() -> impl Strategy<Value = Goal> {
+    prop_oneof![
+        2 => Just(Goal::PLAIN),
+        1 => (any::<u16>(), 0u64..20).prop_map(|(min_tdmrs, max_gb)| Goal {
+            min_tdmrs: min_tdmrs % 80,
+            max_gb,
+        }),
+    ]
+}
 
 /// A machine's memory as memblock has it, `(start_pfn, end_pfn, nid)`, and its CMRs.
 #[derive(Clone, Debug)]
@@ -119,4 +139,10 @@ pub(crate) fn machine(regions: usize) -> impl Strategy<Value = Machine> {
 /// Where the PAMTs go.
 pub(crate) fn picks() -> impl Strategy<Value = Vec<u64>> {
     proptest::collection::vec(any::<u64>(), 1..8)
+}
+
+/// The KeyID that the server's firmware leaves for the TDX module.
+pub(crate) fn global_keyid() -> u16 {
+    let partition = KeyIdPartition::from_msr(server::KEYID_PARTITIONING);
+    TdxKeyIds::new(partition).unwrap().global().get()
 }
