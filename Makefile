@@ -13,7 +13,7 @@ export KERNEL MIRROR K VECTORS SEQUENCES MACHINE_ARGS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test host-test-long \
+.PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test host-test-long fuzz \
 	machine-test boot-test replay sanitize shell install-tree uninstall-tree clean distclean
 
 help:
@@ -32,6 +32,8 @@ help:
 #:   host-test       cargo tests of the module's pure files
 #:   host-test-long  the same, a million cases of each property of planning
 #:                   (CASES=N for another number)
+#:   fuzz            coverage-guided fuzzing of the pure files, a minute for each
+#:                   of three targets (FUZZ_SECONDS=N for another time)
 #:   kunit-test      the module's KUnit suites, in a booted kernel
 #:   boot-test       scenarios on the machine; K=EXPRESSION selects some
 #:   replay          check answers recorded from a real TDX module against the
@@ -73,6 +75,9 @@ host-test-long:
 	@tools/enter --lock env PROPTEST_CASES=$(or $(CASES),1000000) CARGO_TARGET_DIR=$(CACHE)/target \
 		cargo test --locked --release -j $(JOBS) --manifest-path tests/host/Cargo.toml \
 		--test plan --test sys_config --test exists --test hostile
+
+fuzz:
+	@tools/enter --lock tools/fuzz.sh $(FUZZ_SECONDS)
 
 kunit-test:
 	@tools/enter --lock python3 tools/test.py kunit

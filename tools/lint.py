@@ -199,6 +199,8 @@ def tracked() -> list[Path]:
 
 # Files that cannot hold a tag; a README with one beside them speaks for them.
 DATA = {".json", ".jsonl", ".gz", ".txt", ".patch", ".csv", ".proptest-regressions"}
+# Inputs of fuzzers have no suffix; the README of the fuzzers speaks for them.
+CORPUS = TOP / "tests/fuzz/corpus"
 TAG = re.compile(rb"SPDX-License-Identifier: GPL-2\.0\b")
 
 
@@ -208,8 +210,9 @@ def spdx() -> Result:
     for path in tracked():
         if path.name in ("Cargo.lock", "COPYING") or TAG.search(b"\n".join(path.read_bytes().splitlines()[:5])):
             continue
-        readmes = path.parent.glob("README*")
-        if path.suffix in DATA and any(TAG.search(readme.read_bytes()) for readme in readmes):
+        corpus = path.is_relative_to(CORPUS)
+        readmes = (CORPUS.parent if corpus else path.parent).glob("README*")
+        if (corpus or path.suffix in DATA) and any(TAG.search(readme.read_bytes()) for readme in readmes):
             continue
         untagged.append(str(path.relative_to(TOP)))
     return failed("SPDX tags", "no tag in:\n" + "\n".join(untagged)) if untagged else passed("SPDX tags")

@@ -51,6 +51,7 @@ pub mod tlb_steps;
 
 pub mod c_rules;
 pub mod exhaustive;
+pub mod fuzzing;
 pub mod host;
 pub mod interval;
 pub mod memory_map;
