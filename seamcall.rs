@@ -24,8 +24,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 use kernel::sync::atomic::{
     Atomic,
-    Full,
-    Relaxed, //
+    Full, //
 };
 
 use crate::explain::{

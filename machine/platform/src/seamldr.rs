@@ -2,9 +2,9 @@
 
 //! The P-SEAMLDR: replaces the TDX module while the machine runs.
 //!
-//! [`Seamldr`] is its state. SEAMLDR.INSTALL has to be called on every processor that firmware
-//! enabled; [`Seamldr::install`] counts them and says when the old module is gone and when the new
-//! one is there ([`Installed`]). The machine carries that out (`seam::loader`), and keeps two
+//! `Seamldr` is its state. SEAMLDR.INSTALL has to be called on every processor that firmware
+//! enabled; `Seamldr::install` counts them and says when the old module is gone and when the new
+//! one is there (`Installed`). The machine carries that out (`seam::loader`), and keeps two
 //! processors from being inside at once.
 //!
 //! Hardly anything about it is public. What is not stands in [`OpenPoints`](config::OpenPoints).
