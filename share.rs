@@ -3,7 +3,7 @@
 //! Sharing the work: more and smaller TDMRs than the memory map takes.
 //!
 //! One CPU at a time can initialise a TDMR, so it takes several to keep several CPUs busy; and a
-//! smaller TDMR has a smaller PAMT, for which it is easier to find contiguous memory. [`split`]
+//! smaller TDMR has a smaller PAMT, for which it is easier to find contiguous memory. `split`
 //! cuts TDMRs at GB boundaries into pieces of equal size, as far as the limit allows.
 //!
 //! Pure: `core` only, never panics. Called by `tdmr::plan`.

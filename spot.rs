@@ -3,7 +3,7 @@
 //! Spots for PAMTs: places where they take few reserved areas, or none.
 //!
 //! A PAMT beside a hole or beside another PAMT joins its reserved area, and one that fills all memory
-//! between two holes makes one area of both. [`place_all`] asks for memory at the ends of each
+//! between two holes makes one area of both. `place_all` asks for memory at the ends of each
 //! stretch of usable memory: first where it saves an area, then where it takes none, then wherever
 //! areas are left. Its order is either large PAMTs first, which leaves small places for small tables,
 //! or the tables of one page size after the other: small tables that fill small places bring larger
