@@ -115,6 +115,7 @@ impl Flushed {
 }
 
 /// TDH.MNG.CREATE: makes `tdr` the root of a new TD with `keyid`.
+#[inline(always)]
 pub(crate) fn mng_create(tdr: &Flushed, keyid: u16) -> Outcome {
     call(
         Leaf::TDH_MNG_CREATE,
@@ -127,11 +128,13 @@ pub(crate) fn mng_create(tdr: &Flushed, keyid: u16) -> Outcome {
 }
 
 /// TDH.MNG.KEY.CONFIG: makes the TD's key on the package of this CPU.
+#[inline(always)]
 pub(crate) fn mng_key_config(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MNG_KEY_CONFIG, td)
 }
 
 /// TDH.MNG.ADDCX: gives the TD `page` for its control structure.
+#[inline(always)]
 pub(crate) fn mng_addcx(td: Tdr, page: &Flushed) -> Outcome {
     call(
         Leaf::TDH_MNG_ADDCX,
@@ -146,6 +149,7 @@ pub(crate) fn mng_addcx(td: Tdr, page: &Flushed) -> Outcome {
 /// TDH.MNG.INIT: configures the TD from the TD_PARAMS at the address `params`.
 ///
 /// RCX says which CPUID leaf was refused.
+#[inline(always)]
 pub(crate) fn mng_init(td: Tdr, params: u64) -> Outcome {
     call(
         Leaf::TDH_MNG_INIT,
@@ -158,6 +162,7 @@ pub(crate) fn mng_init(td: Tdr, params: u64) -> Outcome {
 }
 
 /// TDH.MNG.RD: reads the metadata field `field` of the TD into R8.
+#[inline(always)]
 pub(crate) fn mng_rd(td: Tdr, field: u64) -> Outcome {
     call(
         Leaf::TDH_MNG_RD,
@@ -170,16 +175,19 @@ pub(crate) fn mng_rd(td: Tdr, field: u64) -> Outcome {
 }
 
 /// TDH.MNG.VPFLUSHDONE: checks that no CPU holds a vCPU of the TD, and blocks its key.
+#[inline(always)]
 pub(crate) fn mng_vpflushdone(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MNG_VPFLUSHDONE, td)
 }
 
 /// TDH.MNG.KEY.FREEID: frees the TD's KeyID, once all packages wrote their caches back.
+#[inline(always)]
 pub(crate) fn mng_key_freeid(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MNG_KEY_FREEID, td)
 }
 
 /// TDH.VP.CREATE: makes `tdvpr` the root of a new vCPU of the TD.
+#[inline(always)]
 pub(crate) fn vp_create(td: Tdr, tdvpr: &Flushed) -> Outcome {
     call(
         Leaf::TDH_VP_CREATE,
@@ -192,6 +200,7 @@ pub(crate) fn vp_create(td: Tdr, tdvpr: &Flushed) -> Outcome {
 }
 
 /// TDH.VP.ADDCX: gives the vCPU `page` for its control structure.
+#[inline(always)]
 pub(crate) fn vp_addcx(vp: Tdvpr, page: &Flushed) -> Outcome {
     call(
         Leaf::TDH_VP_ADDCX,
@@ -206,6 +215,7 @@ pub(crate) fn vp_addcx(vp: Tdvpr, page: &Flushed) -> Outcome {
 /// TDH.VP.INIT: readies the vCPU, which starts with `guest_rcx` in RCX and R8.
 ///
 /// Version 1 of the leaf: the one that takes an x2APIC id.
+#[inline(always)]
 pub(crate) fn vp_init(vp: Tdvpr, guest_rcx: u64, x2apic_id: u32) -> Outcome {
     call(
         Leaf::TDH_VP_INIT.with_version(1),
@@ -219,6 +229,7 @@ pub(crate) fn vp_init(vp: Tdvpr, guest_rcx: u64, x2apic_id: u32) -> Outcome {
 }
 
 /// TDH.VP.FLUSH: makes this CPU let go of the vCPU.
+#[inline(always)]
 pub(crate) fn vp_flush(vp: Tdvpr) -> Outcome {
     call(
         Leaf::TDH_VP_FLUSH,
@@ -230,6 +241,7 @@ pub(crate) fn vp_flush(vp: Tdvpr) -> Outcome {
 }
 
 /// TDH.VP.RD: reads the metadata field `field` of the vCPU into R8.
+#[inline(always)]
 pub(crate) fn vp_rd(vp: Tdvpr, field: u64) -> Outcome {
     call(
         Leaf::TDH_VP_RD,
@@ -244,6 +256,7 @@ pub(crate) fn vp_rd(vp: Tdvpr, field: u64) -> Outcome {
 /// TDH.VP.WR: writes those bits of `value` that are set in `mask` to a metadata field of the vCPU.
 ///
 /// R8 is the value before.
+#[inline(always)]
 pub(crate) fn vp_wr(vp: Tdvpr, field: u64, value: u64, mask: u64) -> Outcome {
     call(
         Leaf::TDH_VP_WR,
@@ -260,6 +273,7 @@ pub(crate) fn vp_wr(vp: Tdvpr, field: u64, value: u64, mask: u64) -> Outcome {
 /// TDH.MEM.SEPT.ADD: gives the TD `table` as the Secure EPT page below the entry `at`.
 ///
 /// RCX and RDX are the entry in question and its state, if it was refused for it.
+#[inline(always)]
 pub(crate) fn mem_sept_add(td: Tdr, at: GpaAndLevel, table: &Flushed) -> Outcome {
     call(
         Leaf::TDH_MEM_SEPT_ADD,
@@ -275,6 +289,7 @@ pub(crate) fn mem_sept_add(td: Tdr, at: GpaAndLevel, table: &Flushed) -> Outcome
 /// TDH.MEM.PAGE.ADD: makes `page` the TD's page at the guest address `gpa`, a copy of `source`.
 ///
 /// RCX and RDX as in [`mem_sept_add`].
+#[inline(always)]
 pub(crate) fn mem_page_add(td: Tdr, gpa: u64, page: &Flushed, source: Pfn) -> Outcome {
     call(
         Leaf::TDH_MEM_PAGE_ADD,
@@ -291,6 +306,7 @@ pub(crate) fn mem_page_add(td: Tdr, gpa: u64, page: &Flushed, source: Pfn) -> Ou
 /// TDH.MEM.PAGE.AUG: makes `page` the TD's page at `at`, once the guest accepts it.
 ///
 /// RCX and RDX as in [`mem_sept_add`].
+#[inline(always)]
 pub(crate) fn mem_page_aug(td: Tdr, at: GpaAndLevel, page: &Flushed) -> Outcome {
     call(
         Leaf::TDH_MEM_PAGE_AUG,
@@ -307,11 +323,13 @@ pub(crate) fn mem_page_aug(td: Tdr, at: GpaAndLevel, page: &Flushed) -> Outcome 
 ///
 /// RCX and RDX as in [`mem_sept_add`].
 #[inline(always)]
+#[inline(always)]
 pub(crate) fn mem_range_block(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_RANGE_BLOCK, td, at)
 }
 
 /// TDH.MEM.TRACK: starts a new TLB-tracking epoch of the TD.
+#[inline(always)]
 #[inline(always)]
 pub(crate) fn mem_track(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MEM_TRACK, td)
@@ -321,6 +339,7 @@ pub(crate) fn mem_track(td: Tdr) -> Outcome {
 ///
 /// RCX is the physical address of the page; refused, RCX and RDX are as in [`mem_sept_add`].
 #[inline(always)]
+#[inline(always)]
 pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at)
 }
@@ -328,6 +347,7 @@ pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
 /// TDH.MR.EXTEND: measures the 256 bytes of the TD's memory at the guest address `gpa`.
 ///
 /// RCX and RDX as in [`mem_sept_add`].
+#[inline(always)]
 pub(crate) fn mr_extend(td: Tdr, gpa: u64) -> Outcome {
     call(
         Leaf::TDH_MR_EXTEND,
@@ -340,6 +360,7 @@ pub(crate) fn mr_extend(td: Tdr, gpa: u64) -> Outcome {
 }
 
 /// TDH.MR.FINALIZE: ends the measurement of the TD, which can run from here on.
+#[inline(always)]
 pub(crate) fn mr_finalize(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MR_FINALIZE, td)
 }
@@ -348,6 +369,7 @@ pub(crate) fn mr_finalize(td: Tdr) -> Outcome {
 ///
 /// RCX, RDX and R8 are the page's type, the root page of its owner and its size, in the module's
 /// own terms.
+#[inline(always)]
 pub(crate) fn phymem_page_reclaim(page: Pfn) -> Outcome {
     call(
         Leaf::TDH_PHYMEM_PAGE_RECLAIM,
@@ -361,6 +383,7 @@ pub(crate) fn phymem_page_reclaim(page: Pfn) -> Outcome {
 /// TDH.PHYMEM.CACHE.WB: writes back what the package's caches hold of blocked keys.
 ///
 /// `resume` says whether to go on where an interrupted call stopped.
+#[inline(always)]
 pub(crate) fn phymem_cache_wb(resume: bool) -> Outcome {
     call(
         Leaf::TDH_PHYMEM_CACHE_WB,
@@ -372,6 +395,7 @@ pub(crate) fn phymem_cache_wb(resume: bool) -> Outcome {
 }
 
 /// TDH.PHYMEM.PAGE.WBINVD: writes back and invalidates a free page's lines under one KeyID.
+#[inline(always)]
 #[inline(always)]
 pub(crate) fn phymem_page_wbinvd(frame: Pfn, keyid: u16) -> Outcome {
     let leaf = Leaf::TDH_PHYMEM_PAGE_WBINVD;
@@ -388,6 +412,7 @@ pub(crate) fn phymem_page_wbinvd(frame: Pfn, keyid: u16) -> Outcome {
 }
 
 /// The same for a page that was under the module's own KeyID.
+#[inline(always)]
 pub(crate) fn phymem_page_wbinvd_global(frame: Pfn) -> Outcome {
     let keyid = crate::global_keyid().map(KeyId::get);
     let keyid = keyid.ok_or(invalid(Leaf::TDH_PHYMEM_PAGE_WBINVD, Operand::Rcx))?;

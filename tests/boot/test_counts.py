@@ -25,7 +25,7 @@ HOT = ["tdh_vp_enter", "tdh_mem_page_aug", "tdh_mem_page_remove", "tdh_mem_track
 # that live across it out of registers. Everything else has to be as short as the C or shorter.
 MORE = {
     "tdh_mem_page_add": 13,
-    "tdh_mem_page_aug": 14,
+    "tdh_mem_page_aug": 15,
     "tdh_mem_page_remove": 5,
     "tdh_mem_range_block": 5,
     "tdh_mem_sept_add": 13,
@@ -42,7 +42,7 @@ def count(machine: Machine, tmp_path: Path, client: Path) -> Boot:
     guests = tmp_path / "guests"
     guests.write_text(LIFE)
     return machine.run(
-        "--append", "kvm_intel.tdx=1", "--file", str(client), "--td-script", str(guests),
+        "--cpus", "2", "--append", "kvm_intel.tdx=1", "--file", str(client), "--td-script", str(guests),
         "--count-symbols", "tdh_*",
         script="/td-client run --tds 4 --vcpus 2\n", timeout=300,
     )  # fmt: skip
