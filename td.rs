@@ -323,13 +323,11 @@ pub(crate) fn mem_page_aug(td: Tdr, at: GpaAndLevel, page: &Flushed) -> Outcome 
 ///
 /// RCX and RDX as in [`mem_sept_add`].
 #[inline(always)]
-#[inline(always)]
 pub(crate) fn mem_range_block(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_RANGE_BLOCK, td, at)
 }
 
 /// TDH.MEM.TRACK: starts a new TLB-tracking epoch of the TD.
-#[inline(always)]
 #[inline(always)]
 pub(crate) fn mem_track(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MEM_TRACK, td)
@@ -338,7 +336,6 @@ pub(crate) fn mem_track(td: Tdr) -> Outcome {
 /// TDH.MEM.PAGE.REMOVE: takes the page at `at` from the TD.
 ///
 /// RCX is the physical address of the page; refused, RCX and RDX are as in [`mem_sept_add`].
-#[inline(always)]
 #[inline(always)]
 pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
     on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at)
@@ -395,7 +392,6 @@ pub(crate) fn phymem_cache_wb(resume: bool) -> Outcome {
 }
 
 /// TDH.PHYMEM.PAGE.WBINVD: writes back and invalidates a free page's lines under one KeyID.
-#[inline(always)]
 #[inline(always)]
 pub(crate) fn phymem_page_wbinvd(frame: Pfn, keyid: u16) -> Outcome {
     let leaf = Leaf::TDH_PHYMEM_PAGE_WBINVD;
