@@ -38,8 +38,8 @@ help:
 #:   boot-test       scenarios on the machine; K=EXPRESSION selects some
 #:   replay          check answers recorded from a real TDX module against the
 #:                   machine; VECTORS=FILE SEQUENCES=FILE
-#:   sanitize        KUnit and the boot scenarios on kernels that check themselves
-#:                   (lockdep and noinstr; KASAN); slow, not part of test
+#:   sanitize        KUnit and the boot scenarios on a kernel that checks itself
+#:                   (KASAN, lockdep, noinstr); slow, not part of test
 #:   setup           only look for the tools, or make the Debian root
 #:
 #:   install-tree    put the module and the patches into a tree; KERNEL=DIR
@@ -86,7 +86,7 @@ boot-test:
 	@tools/enter --lock python3 tools/test.py boot
 
 sanitize:
-	@tools/enter --lock python3 tools/test.py lockdep kasan
+	@tools/enter --lock python3 tools/test.py checked
 
 setup:
 	@tools/enter true
