@@ -98,8 +98,9 @@ impl ContigPages {
         }
         // SAFETY: As above.
         let failed = unsafe { bindings::tdx_glue_alloc_contig_range(start, end) };
-        // INVARIANT: `range` is what was allocated.
-        (failed == 0).then_some(Self { range })
+        // INVARIANT: `range` is what was allocated. (Not `then_some()`: it would make and drop the
+        // value, which frees the pages, where nothing was allocated.)
+        (failed == 0).then(|| Self { range })
     }
 }
 
@@ -199,7 +200,8 @@ mod tests {
             .range();
         let again = PageAllocator.allocate_in(bytes, range).ok_or(ENOMEM)?;
         assert_eq!(again.range(), range);
-        // It is taken now.
+        // It is taken now, and asking for it does not free it.
+        assert!(PageAllocator.allocate_in(bytes, range).is_none());
         assert!(PageAllocator.allocate_in(bytes, range).is_none());
         assert!(PageAllocator.allocate_in(2 * bytes, range).is_none());
         Ok(())
