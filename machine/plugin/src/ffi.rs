@@ -4,17 +4,17 @@
 //!
 //! QEMU ships no header in its packages, so the functions are declared here by hand. [`Qemu`] is the
 //! vCPU of the calling thread as a [`Cpu`]; [`qemu_plugin_install`] loads the machine and registers
-//! the callbacks, those that count instructions in `count`. A callback that moves the program counter
-//! never returns from `qemu_plugin_set_pc` (QEMU jumps out of it), so each does all its work, and drops
-//! all it owns, in a function called before.
+//! the callbacks; those that execute instructions are in `execute`, those that count them in `count`.
 
 mod count;
+mod execute;
 
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{self, Op};
-use crate::emulate::{self, Insn, Next, Step, Vcpu};
-use crate::trap::{self, Exit, Handlers, IretSites};
+use crate::emulate::{Insn, Vcpu};
+use crate::trap::{Handlers, IretSites};
 use count::Scoreboard;
+use execute::{on_after_answer, on_handler, on_insn, on_undefined};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -115,7 +115,6 @@ unsafe extern "C" {
     fn qemu_plugin_get_registers() -> *mut GArray;
     fn qemu_plugin_read_register(handle: *mut c_void, buf: *mut GByteArray) -> bool;
     fn qemu_plugin_write_register(handle: *mut c_void, buf: *mut GByteArray) -> bool;
-    fn qemu_plugin_set_pc(vaddr: u64) -> !;
     fn qemu_plugin_read_memory_vaddr(va: u64, buf: *mut GByteArray, len: usize) -> bool;
     fn qemu_plugin_write_memory_vaddr(va: u64, buf: *mut GByteArray) -> bool;
     fn qemu_plugin_read_memory_hwaddr(pa: u64, buf: *mut GByteArray, len: usize) -> c_int;
@@ -135,7 +134,7 @@ struct Shared {
     /// Instructions that have a callback; they live as long as QEMU and are found again when the
     /// same code is translated again.
     insns: Mutex<HashMap<(u64, Op), &'static Insn>>,
-    /// Addresses at which something is [pending](emulate::Pending), where a translation block begins.
+    /// Addresses at which something is [pending](crate::emulate::Pending), where a translation block begins.
     after_answer: Mutex<HashSet<u64>>,
     any_after_answer: AtomicBool,
     /// There if instructions of functions are counted.
@@ -498,87 +497,6 @@ fn find(shared: &Shared, bytes: &[u8], va: u64) -> Option<(Op, usize)> {
     } else {
         decode::decode(bytes, va)
     }
-}
-
-/// Runs `f` on the vCPU, which is inside a callback that may access registers.
-fn with_step<T>(vcpu: c_uint, f: impl FnOnce(&'static Shared, &mut Step) -> T) -> Option<T> {
-    with_shared(|shared| {
-        let handles = shared.handles.get()?;
-        let mut state = lock(shared.vcpus.get(vcpu as usize)?);
-        let mut step = Step {
-            machine: &shared.machine,
-            memory: &QemuMemory,
-            cpu: &mut Qemu { handles },
-            vcpu: &mut state,
-            index: vcpu,
-        };
-        Some(f(shared, &mut step))
-    })
-}
-
-unsafe extern "C" fn on_insn(vcpu: c_uint, data: *mut c_void) {
-    // SAFETY: translate() registered this callback with a leaked `Insn`.
-    let insn = unsafe { *data.cast::<Insn>() };
-    if let Some(pc) = run(vcpu, insn) {
-        // SAFETY: The callback was registered with CB_RW_REGS_PC. QEMU leaves this frame without
-        // unwinding it; it owns nothing.
-        unsafe { qemu_plugin_set_pc(pc) }
-    }
-}
-
-/// Executes `insn` and says where the vCPU goes on, if not with QEMU's own idea of it.
-fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
-    with_step(vcpu, |shared, step| match emulate::execute(step, insn) {
-        Next::Handler(pc) => {
-            if let Some(scoreboard) = &shared.scoreboard {
-                scoreboard.interrupt(shared, vcpu);
-            }
-            Some(pc)
-        }
-        Next::Native | Next::Done(_) => None,
-    })?
-}
-
-unsafe extern "C" fn on_undefined(vcpu: c_uint, data: *mut c_void) {
-    // SAFETY: translate() registered this callback with a leaked `Insn`.
-    let insn = unsafe { *data.cast::<Insn>() };
-    with_step(vcpu, |shared, step| shared.handlers.expect(step, insn));
-}
-
-unsafe extern "C" fn on_handler(vcpu: c_uint, _data: *mut c_void) {
-    if let Some(pc) = leave_handler(vcpu) {
-        // SAFETY: As in on_insn().
-        unsafe { qemu_plugin_set_pc(pc) }
-    }
-}
-
-/// Where the vCPU goes on that is about to execute the first instruction of its #UD handler, if not
-/// there.
-fn leave_handler(vcpu: c_uint) -> Option<u64> {
-    with_step(vcpu, |shared, step| {
-        let exit = trap::enter(step, &shared.irets);
-        if let Some(scoreboard) = &shared.scoreboard {
-            match exit {
-                // The first instruction of the handler, and the IRETQ.
-                Exit::Iretq(_) => scoreboard.skip(vcpu, 2),
-                Exit::Guest | Exit::Handler(_) => scoreboard.interrupt(shared, vcpu),
-            }
-        }
-        match exit {
-            Exit::Guest => None,
-            Exit::Iretq(pc) | Exit::Handler(pc) => Some(pc),
-        }
-    })?
-}
-
-unsafe extern "C" fn on_after_answer(vcpu: c_uint, data: *mut c_void) {
-    with_shared(|shared| {
-        if let (Some(handles), Some(vcpu)) = (shared.handles.get(), shared.vcpus.get(vcpu as usize))
-        {
-            let (cpu, rip) = (&mut Qemu { handles }, data as u64);
-            emulate::patch_answer(&shared.machine, cpu, &mut lock(vcpu), rip);
-        }
-    });
 }
 
 /// The boot processor is at the reset vector. At power-on, and when firmware resets once more before

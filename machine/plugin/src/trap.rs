@@ -6,7 +6,7 @@
 //! and OF outside the RFLAGS that a plugin can access, and leaving its code in the middle of a block
 //! loses them. Before the first instruction of the handler, [`enter`] looks at the instruction that
 //! the exception frame points to. If it is one of ours, it is carried out on the registers of the
-//! interrupted program ([`Faulted`]), and the vCPU leaves the handler again: through an IRETQ
+//! interrupted program (`Faulted`), and the vCPU leaves the handler again: through an IRETQ
 //! ([`IretSites`]), which loads the flags from the frame, or to the handler of #GP. Otherwise the
 //! handler runs as if there were no plugin.
 //!
@@ -143,14 +143,16 @@ struct Faulted<'a> {
 }
 
 impl<'a> Faulted<'a> {
-    /// `None` if there is no exception frame of 64-bit mode.
+    /// `None` if there is no exception frame without an error code.
     fn new(cpu: &'a mut dyn Cpu) -> Option<Self> {
         let va = cpu.reg(Reg::Rsp);
         let mut frame = [0; 5];
         for (va, word) in (va..).step_by(8).zip(&mut frame) {
             *word = read_u64(cpu, va)?;
         }
-        (cpu.reg(Reg::Cs) & 3 == 0).then_some(Faulted { cpu, va, frame })
+        let [_, cs, rflags, _, ss] = frame;
+        let plausible = cs <= 0xffff && ss <= 0xffff && rflags >> 32 == 0 && rflags & 2 != 0;
+        (plausible && cpu.reg(Reg::Cs) & 3 == 0).then_some(Faulted { cpu, va, frame })
     }
 
     /// The instruction that raised the exception, if QEMU does not know it.

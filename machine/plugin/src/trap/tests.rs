@@ -177,6 +177,15 @@ fn nothing_is_done_without_a_way_back() {
 fn no_frame_is_no_trap() {
     let mut bench = Bench::new(config());
     let irets = irets(&mut bench);
+    bench.enter_vmx();
+    raise(&mut bench, &SEAMCALL, 0x10, STACK);
+    let rsp = bench.cpu.reg(Reg::Rsp);
+    // A selector and RFLAGS that are none.
+    for (word, value) in [(1, KERNEL), (2, 0)] {
+        raise(&mut bench, &SEAMCALL, 0x10, STACK);
+        bench.cpu.write_virt(rsp + 8 * word, &bytes(&[value]));
+        assert_eq!(enter(&mut bench.step(), &irets), Exit::Guest);
+    }
     bench.cpu.set_reg(Reg::Rsp, KERNEL + 0x9000);
     assert_eq!(enter(&mut bench.step(), &irets), Exit::Guest);
 }
