@@ -2,7 +2,7 @@
 
 //! The vCPU as the instruction emulation sees it.
 //!
-//! [`Cpu`] is the seam between the emulation (`emulate`, `fault`, `flags`) and QEMU: `ffi` implements
+//! [`Cpu`] is the seam between the emulation (`emulate`, `fault`, `trap`) and QEMU: `ffi` implements
 //! it with the plugin interface, the tests with an array of registers and a map of memory.
 
 /// A register of the vCPU that executes the current instruction.
@@ -130,6 +130,8 @@ pub(crate) mod fake {
         pub(crate) regs: [u64; Reg::COUNT],
         pub(crate) mem: BTreeMap<u64, u8>,
         pub(crate) offset: u64,
+        /// Writes to virtual addresses so far: address and length.
+        pub(crate) writes: Vec<(u64, usize)>,
     }
 
     impl FakeCpu {
@@ -150,6 +152,7 @@ pub(crate) mod fake {
             self.read_phys(va.wrapping_sub(self.offset), buf)
         }
         fn write_virt(&mut self, va: u64, data: &[u8]) -> bool {
+            self.writes.push((va, data.len()));
             self.write_phys(va.wrapping_sub(self.offset), data)
         }
         fn translate(&self, va: u64) -> Option<u64> {

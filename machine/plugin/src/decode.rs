@@ -87,8 +87,34 @@ pub enum Op {
     Lgdt(MemOperand),
     /// LTR: remembered, to deliver faults.
     Ltr(RegOrMem),
-    /// IRETQ: a place to set RFLAGS with.
+    /// IRETQ: a way out of a handler.
     Iretq,
+}
+
+impl Op {
+    /// Does QEMU not know the instruction, and raise #UD?
+    pub fn is_undefined(self) -> bool {
+        match self {
+            Op::Seamcall
+            | Op::Vmxon(_)
+            | Op::Vmxoff
+            | Op::Invept(_)
+            | Op::Invvpid(_)
+            | Op::Vmcs(_)
+            | Op::UnsupportedSeam(_)
+            | Op::Movdir64b { .. } => true,
+            Op::Wbinvd(_)
+            | Op::Rdmsr
+            | Op::Wrmsr
+            | Op::Cpuid
+            | Op::WriteCr4(_)
+            | Op::ReadCr4(_)
+            | Op::Lidt(_)
+            | Op::Lgdt(_)
+            | Op::Ltr(_)
+            | Op::Iretq => false,
+        }
+    }
 }
 
 /// Could `bytes` (one instruction, possibly cut short) be an [`Op`]? Cheap, and never wrong when it

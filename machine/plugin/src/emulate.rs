@@ -2,9 +2,9 @@
 
 //! What each instruction of interest does to the vCPU and to the machine.
 //!
-//! [`execute`] is called before QEMU executes the instruction and says where the vCPU goes on
-//! ([`Next`]). Where the machine has no opinion, or hardware would raise the fault that QEMU raises
-//! for an instruction it does not know, the answer is [`Next::Native`]. SEAMCALL and VMX are in `vmx`.
+//! [`execute`] is called before QEMU executes an instruction that it knows, and by `trap` for one that
+//! it does not know, and says how the vCPU goes on ([`Next`]). Where the machine has no opinion, or
+//! hardware would raise #UD as well, the answer is [`Next::Native`]. SEAMCALL and VMX are in `vmx`.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,6 @@ mod vmx;
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{MemOperand, Op, RegOrMem, Segment};
 use crate::fault::{self, Tables};
-use crate::flags::{self, IretSites};
 use tdx_platform::cpuid::CpuidRegs;
 use tdx_platform::msr::Write as MsrWrite;
 use tdx_platform::{At, GuestMemory, Machine};
@@ -23,10 +22,9 @@ use tdx_platform::{At, GuestMemory, Machine};
 pub enum Next {
     /// Executes the instruction as QEMU knows it (or raises #UD).
     Native,
-    /// Goes on at this address.
-    Goto(u64),
-    /// Goes on at this IRETQ, which takes it to the instruction after.
-    Iretq(u64),
+    /// Goes on after the instruction, with these of the arithmetic flags set and the others clear,
+    /// or with the flags unchanged. Only for instructions that QEMU does not know.
+    Done(Option<u64>),
     /// Enters this handler of an exception.
     Handler(u64),
 }
@@ -40,13 +38,12 @@ pub struct Vcpu {
     pub pending: Option<Pending>,
 }
 
-/// An answer that is QEMU's until the instruction after the question.
+/// What QEMU executes its own way, to be corrected at the instruction after.
 ///
-/// Leaving QEMU's translation in the middle, as [`Next::Goto`] does, loses the flags that it keeps
-/// elsewhere; letting QEMU answer first does not.
+/// Leaving QEMU's translation in the middle would lose the flags that it keeps elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Address of the instruction after the question.
+    /// Address of the instruction after.
     after: u64,
     answer: Answer,
 }
@@ -57,6 +54,8 @@ enum Answer {
     Cpuid(u32, u32),
     /// RDMSR, with this value.
     Msr(u64),
+    /// MOV to or from CR4: VMXE, which QEMU's CR4 never has, is set in this register.
+    Vmxe(u8),
 }
 
 /// An instruction about to be executed.
@@ -74,8 +73,6 @@ pub struct Insn {
 pub struct Step<'a> {
     /// The machine.
     pub machine: &'a Machine,
-    /// Where IRETQs are.
-    pub irets: &'a IretSites,
     /// Guest memory for the TDX module.
     pub memory: &'a dyn GuestMemory,
     /// Registers and memory of the vCPU.
@@ -86,8 +83,8 @@ pub struct Step<'a> {
     pub index: u32,
 }
 
-const LMA: u64 = 1 << 10;
-const VMXE: u64 = 1 << 13;
+pub(crate) const LMA: u64 = 1 << 10;
+pub(crate) const VMXE: u64 = 1 << 13;
 /// CR4 bits that QEMU's processor may have; a write with others is left to QEMU to refuse.
 const CR4_KNOWN: u64 = 0x01f7_1fff & !VMXE;
 
@@ -121,12 +118,12 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
             }
         }
         Op::WriteCr4(reg) => return step.write_cr4(insn, reg),
-        Op::ReadCr4(reg) => return step.read_cr4(insn, reg),
+        Op::ReadCr4(reg) => step.read_cr4(insn, reg),
     }
     Next::Native
 }
 
-/// Changes what CPUID or RDMSR answered, on the instruction after it, which is at `rip`.
+/// Corrects what QEMU did at the instruction before the one at `rip`.
 pub fn patch_answer(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu, rip: u64) {
     let Some(pending) = vcpu.pending.take_if(|pending| pending.after == rip) else {
         return;
@@ -136,6 +133,11 @@ pub fn patch_answer(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu, rip: 
         Answer::Msr(value) => {
             cpu.set_reg(Reg::Rax, value & 0xffff_ffff);
             cpu.set_reg(Reg::Rdx, value >> 32);
+        }
+        Answer::Vmxe(number) => {
+            if let Some(reg) = Reg::GPR.get(usize::from(number)) {
+                cpu.set_reg(*reg, cpu.reg(*reg) | VMXE);
+            }
         }
     }
 }
@@ -176,7 +178,8 @@ impl Step<'_> {
         }
     }
 
-    fn unsupported(&self, insn: Insn, what: &str) {
+    /// Notes that `insn` is not done as hardware would.
+    pub(crate) fn unsupported(&self, insn: Insn, what: &str) {
         self.machine.unsupported(self.at(insn), what);
     }
 
@@ -240,35 +243,6 @@ impl Step<'_> {
         }
     }
 
-    /// Goes on after `insn` with these arithmetic flags.
-    fn done(&mut self, insn: Insn, flags: u64) -> Next {
-        let after = insn.rip.wrapping_add(insn.len);
-        match flags::resume(self.cpu, self.irets, after, flags) {
-            Some(site) => Next::Iretq(site),
-            None => {
-                self.unsupported(
-                    insn,
-                    "no IRETQ seen yet, so the arithmetic flags are not set",
-                );
-                Next::Goto(after)
-            }
-        }
-    }
-
-    /// Skips `insn` and leaves the arithmetic flags clear.
-    ///
-    /// Merely moving on would leave QEMU's lazily kept flags as they were before the block: an
-    /// interrupt right after it would save nonsense, TF and NT included. MOV to and from CR4 leave
-    /// the flags undefined, and C takes every piece of inline assembly to change them, so nothing
-    /// relies on them across MOVDIR64B.
-    fn skip(&mut self, insn: Insn) -> Next {
-        let after = insn.rip.wrapping_add(insn.len);
-        let resumed = (self.cpl() == 0 && self.long_mode())
-            .then(|| flags::resume(self.cpu, self.irets, after, 0))
-            .flatten();
-        resumed.map_or(Next::Goto(after), Next::Iretq)
-    }
-
     fn movdir64b(&mut self, insn: Insn, dest: u8, addr32: bool, source: MemOperand) -> Next {
         if !self.machine.config().movdir64b {
             return Next::Native;
@@ -296,7 +270,7 @@ impl Step<'_> {
             return Next::Native;
         };
         self.machine.movdir64b(self.at(insn), pa);
-        self.skip(insn)
+        Next::Done(None)
     }
 
     fn rdmsr(&mut self, insn: Insn) -> Next {
@@ -335,7 +309,7 @@ impl Step<'_> {
                     .is_some()
                 {
                     self.machine.log(
-                        "an answer of CPUID or RDMSR was not changed: the instruction after it was missed",
+                        "an answer of CPUID, RDMSR or CR4 was not changed: the instruction after it was missed",
                     );
                 }
             }
@@ -352,21 +326,13 @@ impl Step<'_> {
         if !self.machine.set_vmxe(self.index, value & VMXE != 0) {
             return self.fault(insn);
         }
-        if value & VMXE == 0 {
-            return Next::Native;
-        }
-        if self.cpu.reg(Reg::Cr4) != value & !VMXE {
-            self.cpu.set_reg(Reg::Cr4, value & !VMXE);
-        }
-        self.skip(insn)
+        self.set_gpr(reg, value & !VMXE);
+        self.expect(insn, (value & VMXE != 0).then_some(Answer::Vmxe(reg)));
+        Next::Native
     }
 
-    fn read_cr4(&mut self, insn: Insn, reg: u8) -> Next {
-        if self.cpl() > 0 || !self.machine.vmxe(self.index) {
-            return Next::Native;
-        }
-        let value = self.cpu.reg(Reg::Cr4) | VMXE;
-        self.set_gpr(reg, value);
-        self.skip(insn)
+    fn read_cr4(&mut self, insn: Insn, reg: u8) {
+        let set = self.cpl() == 0 && self.machine.vmxe(self.index);
+        self.expect(insn, set.then_some(Answer::Vmxe(reg)));
     }
 }

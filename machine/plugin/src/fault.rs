@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults that QEMU would not raise by itself: #GP(0) at an instruction it does not know.
+//! Faults that QEMU would not raise by itself: #GP(0) where the machine, but not QEMU, refuses.
 //!
 //! The plugin interface has no "raise an exception", so [`deliver`] does what the processor does:
 //! reads the gate from the IDT, picks the stack, pushes the frame and enters the handler. It needs
 //! the descriptor tables, which no register shows; [`Tables`] remembers them from the LIDT, LGDT and
-//! LTR that the vCPU executed. 64-bit mode only. The pushed RFLAGS lacks the arithmetic flags of the
-//! faulting program, which QEMU does not show.
+//! LTR that the vCPU executed. 64-bit mode only. The pushed RFLAGS is what [`Cpu`] shows: complete for
+//! an instruction that QEMU does not know, without the arithmetic flags for one that it does.
 
 use crate::cpu::{Cpu, Reg, read_u64};
 
@@ -21,6 +21,8 @@ pub struct Tables {
     pub tr: Option<u16>,
 }
 
+/// Invalid opcode.
+pub const UD: u8 = 6;
 /// General protection.
 pub const GP: u8 = 13;
 
@@ -34,13 +36,7 @@ const CLEARED: u64 = 1 << 8 | 1 << 14 | RF | 1 << 17;
 /// Returns the address of the handler, where the vCPU has to go on, or `None` if the tables are
 /// unknown or the gate unusable; registers are unchanged then.
 pub fn deliver(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64) -> Option<u64> {
-    let gate_va = tables.idt?.checked_add(u64::from(vector) * 16)?;
-    let (low, high) = (read_u64(cpu, gate_va)?, read_u64(cpu, gate_va + 8)?);
-    let kind = low >> 40 & 0xf;
-    if low >> 47 & 1 == 0 || !matches!(kind, 0xe | 0xf) {
-        return None;
-    }
-    let handler = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
+    let (low, handler) = gate(cpu, tables, vector)?;
     let (cs, ss) = (cpu.reg(Reg::Cs), cpu.reg(Reg::Ss));
     let (rsp, flags) = (cpu.reg(Reg::Rsp), cpu.reg(Reg::Eflags));
     let top = match (low >> 32 & 7, cs & 3) {
@@ -58,9 +54,28 @@ pub fn deliver(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64) -> Opti
         cpu.set_reg(Reg::Ss, 0);
     }
     cpu.set_reg(Reg::Cs, low >> 16 & 0xfffc);
-    let masked = if kind == 0xe { CLEARED | IF } else { CLEARED };
+    let masked = if low >> 40 & 1 == 0 {
+        CLEARED | IF
+    } else {
+        CLEARED
+    };
     cpu.set_reg(Reg::Eflags, flags & !masked);
     Some(handler)
+}
+
+/// Address of the handler of exception `vector`, or `None` if the tables are unknown or the gate
+/// unusable.
+pub fn handler(cpu: &dyn Cpu, tables: &Tables, vector: u8) -> Option<u64> {
+    gate(cpu, tables, vector).map(|(_, handler)| handler)
+}
+
+/// Low half of an interrupt gate or trap gate, and the address in it.
+fn gate(cpu: &dyn Cpu, tables: &Tables, vector: u8) -> Option<(u64, u64)> {
+    let va = tables.idt?.checked_add(u64::from(vector) * 16)?;
+    let (low, high) = (read_u64(cpu, va)?, read_u64(cpu, va.checked_add(8)?)?);
+    let usable = low >> 47 & 1 == 1 && matches!(low >> 40 & 0xf, 0xe | 0xf);
+    let address = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
+    usable.then_some((low, address))
 }
 
 /// Base address of the task state segment.

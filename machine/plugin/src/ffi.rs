@@ -4,17 +4,17 @@
 //!
 //! QEMU ships no header in its packages, so the functions are declared here by hand. [`Qemu`] is the
 //! vCPU of the calling thread as a [`Cpu`]; [`qemu_plugin_install`] loads the machine and registers
-//! the callbacks, those that count instructions in `count`. A callback that moves the program counter never returns from
-//! `qemu_plugin_set_pc` (QEMU jumps out of it), so each does all its work, and drops all it owns,
-//! in a function called before.
+//! the callbacks; those that execute instructions are in `execute`, those that count them in `count`.
 
 mod count;
+mod execute;
 
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{self, Op};
-use crate::emulate::{self, Insn, Next, Step, Vcpu};
-use crate::flags::IretSites;
+use crate::emulate::{Insn, Vcpu};
+use crate::trap::{Handlers, IretSites};
 use count::Scoreboard;
+use execute::{on_after_answer, on_handler, on_insn, on_undefined};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -33,6 +33,8 @@ type PluginId = u64;
 type VcpuCallback = unsafe extern "C" fn(c_uint, *mut c_void);
 type MemCallback = unsafe extern "C" fn(c_uint, u32, u64, *mut c_void);
 
+/// Callback reads registers.
+const CB_R_REGS: c_int = 1;
 /// Callback reads and writes registers.
 const CB_RW_REGS: c_int = 2;
 /// Callback reads and writes registers and may move the program counter.
@@ -113,7 +115,6 @@ unsafe extern "C" {
     fn qemu_plugin_get_registers() -> *mut GArray;
     fn qemu_plugin_read_register(handle: *mut c_void, buf: *mut GByteArray) -> bool;
     fn qemu_plugin_write_register(handle: *mut c_void, buf: *mut GByteArray) -> bool;
-    fn qemu_plugin_set_pc(vaddr: u64) -> !;
     fn qemu_plugin_read_memory_vaddr(va: u64, buf: *mut GByteArray, len: usize) -> bool;
     fn qemu_plugin_write_memory_vaddr(va: u64, buf: *mut GByteArray) -> bool;
     fn qemu_plugin_read_memory_hwaddr(pa: u64, buf: *mut GByteArray, len: usize) -> c_int;
@@ -126,13 +127,14 @@ struct Shared {
     machine: Machine,
     summary: String,
     irets: IretSites,
+    handlers: Handlers,
     vcpus: Vec<Mutex<Vcpu>>,
     /// Register handles in the order of [`Reg`]; QEMU gives every vCPU the same ones.
     handles: OnceLock<[usize; Reg::COUNT]>,
     /// Instructions that have a callback; they live as long as QEMU and are found again when the
     /// same code is translated again.
     insns: Mutex<HashMap<(u64, Op), &'static Insn>>,
-    /// Addresses behind a CPUID or RDMSR that ended a translation block.
+    /// Addresses at which something is [pending](crate::emulate::Pending), where a translation block begins.
     after_answer: Mutex<HashSet<u64>>,
     any_after_answer: AtomicBool,
     /// There if instructions of functions are counted.
@@ -346,6 +348,7 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
         machine: Machine::new(config, Box::new(trace), Box::new(std::io::stderr()))?,
         summary: argument("summary")?,
         irets: IretSites::default(),
+        handlers: Handlers::default(),
         vcpus: (0..max_vcpus).map(|_| Mutex::default()).collect(),
         handles: OnceLock::new(),
         insns: Mutex::default(),
@@ -409,7 +412,8 @@ unsafe extern "C" fn on_translate(tb: *mut c_void, _data: *mut c_void) {
     });
 }
 
-/// Registers the callbacks that one instruction needs. Answers whether it is a CPUID or RDMSR.
+/// Registers the callbacks that one instruction needs. Answers whether the next one needs
+/// [`on_after_answer`].
 fn translate(
     shared: &'static Shared,
     insn: *mut c_void,
@@ -440,30 +444,22 @@ fn translate(
     if after_answer || missed {
         register(on_after_answer, CB_RW_REGS, va as *mut c_void);
     }
-    if shared.machine.config().watch_memory {
+    if first && shared.handlers.contains(va) {
+        register(on_handler, CB_RW_REGS_PC, none);
+    }
+    let found = find(shared, &bytes[..len.min(15)], va);
+    // What an IRETQ reads is not the program's: it may be the way out of a trap.
+    let iretq = matches!(found, Some((Op::Iretq, _)));
+    if shared.machine.config().watch_memory && !iretq {
         // SAFETY: `insn` is valid; the data is an address that is only ever used as a number.
         unsafe {
             qemu_plugin_register_vcpu_mem_cb(insn, on_memory, CB_NO_REGS, MEM_RW, va as *mut c_void)
         };
     }
-    if !decode::interesting(&bytes[..len.min(15)]) {
-        return false;
-    }
-    // QEMU stops reading an instruction it does not know, so the bytes may be incomplete.
-    let mut whole = [0u8; 15];
-    let have = shared
-        .handles
-        .get()
-        .is_some_and(|handles| Qemu { handles }.read_virt(va, &mut whole));
-    let found = if have {
-        decode::decode(&whole, va)
-    } else {
-        decode::decode(&bytes[..len.min(15)], va)
-    };
     let Some((op, length)) = found else {
         return false;
     };
-    if op == Op::Iretq {
+    if iretq {
         shared.irets.note(va);
         return false;
     }
@@ -474,12 +470,13 @@ fn translate(
             len: length as u64,
         }))
     });
-    register(
-        on_insn,
-        CB_RW_REGS_PC,
-        std::ptr::from_ref(data).cast_mut().cast(),
-    );
-    let answers = matches!(op, Op::Cpuid | Op::Rdmsr);
+    let insn_data = std::ptr::from_ref(data).cast_mut().cast();
+    if op.is_undefined() {
+        register(on_undefined, CB_R_REGS, insn_data);
+        return false;
+    }
+    register(on_insn, CB_RW_REGS_PC, insn_data);
+    let answers = matches!(op, Op::Cpuid | Op::Rdmsr | Op::ReadCr4(_) | Op::WriteCr4(_));
     if answers && last {
         lock(&shared.after_answer).insert(va.wrapping_add(length as u64));
         shared.any_after_answer.store(true, Ordering::Relaxed);
@@ -487,53 +484,19 @@ fn translate(
     answers
 }
 
-unsafe extern "C" fn on_insn(vcpu: c_uint, data: *mut c_void) {
-    // SAFETY: translate() registered this callback with a leaked `Insn`.
-    let insn = unsafe { *data.cast::<Insn>() };
-    if let Some(pc) = run(vcpu, insn) {
-        // SAFETY: The callback was registered with CB_RW_REGS_PC. QEMU leaves this frame without
-        // unwinding it; it owns nothing.
-        unsafe { qemu_plugin_set_pc(pc) }
+/// Decodes the instruction at `va`, of which QEMU has read `bytes`.
+fn find(shared: &Shared, bytes: &[u8], va: u64) -> Option<(Op, usize)> {
+    if !decode::interesting(bytes) {
+        return None;
     }
-}
-
-/// Executes `insn` and says where the vCPU goes on, if not with QEMU's own idea of it.
-fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
-    with_shared(|shared| {
-        let handles = shared.handles.get()?;
-        let mut state = lock(shared.vcpus.get(vcpu as usize)?);
-        let mut cpu = Qemu { handles };
-        let mut step = Step {
-            machine: &shared.machine,
-            irets: &shared.irets,
-            memory: &QemuMemory,
-            cpu: &mut cpu,
-            vcpu: &mut state,
-            index: vcpu,
-        };
-        let next = emulate::execute(&mut step, insn);
-        if let Some(scoreboard) = &shared.scoreboard {
-            match next {
-                Next::Iretq(_) => scoreboard.skip_one(vcpu),
-                Next::Handler(_) => scoreboard.interrupt(shared, vcpu),
-                Next::Native | Next::Goto(_) => {}
-            }
-        }
-        match next {
-            Next::Native => None,
-            Next::Goto(pc) | Next::Iretq(pc) | Next::Handler(pc) => Some(pc),
-        }
-    })
-}
-
-unsafe extern "C" fn on_after_answer(vcpu: c_uint, data: *mut c_void) {
-    with_shared(|shared| {
-        if let (Some(handles), Some(vcpu)) = (shared.handles.get(), shared.vcpus.get(vcpu as usize))
-        {
-            let (cpu, rip) = (&mut Qemu { handles }, data as u64);
-            emulate::patch_answer(&shared.machine, cpu, &mut lock(vcpu), rip);
-        }
-    });
+    // QEMU stops reading an instruction it does not know, so the bytes may be incomplete.
+    let mut whole = [0u8; 15];
+    let handles = shared.handles.get()?;
+    if (Qemu { handles }).read_virt(va, &mut whole) {
+        decode::decode(&whole, va)
+    } else {
+        decode::decode(bytes, va)
+    }
 }
 
 /// The boot processor is at the reset vector. At power-on, and when firmware resets once more before

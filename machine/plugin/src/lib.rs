@@ -3,12 +3,15 @@
 //! QEMU TCG plugin that puts the instructions of a TDX host into an emulated x86-64 machine.
 //!
 //! Thin: it finds the instructions of interest when QEMU translates them (`decode`), carries them
-//! out on the vCPU (`emulate`, with `fault` and `flags` for what QEMU cannot be asked to do), and
-//! leaves every decision to [`Machine`](tdx_platform::Machine). All `unsafe` is in `ffi`, which
+//! out on the vCPU (`emulate`; those that QEMU does not know when the guest traps, `trap`; with
+//! `fault` for faults that QEMU does not raise), and leaves every decision to
+//! [`Machine`](tdx_platform::Machine). All `unsafe` is in `ffi`, which
 //! implements [`Cpu`](cpu::Cpu) with the plugin interface, version 7; the rest is tested without QEMU.
 //!
 //! Load it with `-plugin libtdx_plugin.so,config=FILE,trace=FILE,summary=FILE`.
 
+#[cfg(test)]
+mod bench;
 pub mod cpu;
 pub mod decode;
 pub mod emulate;
@@ -16,4 +19,4 @@ pub mod fault;
 // The functions of QEMU that it declares exist only inside QEMU.
 #[cfg(not(test))]
 mod ffi;
-pub mod flags;
+pub mod trap;

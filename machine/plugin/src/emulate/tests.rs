@@ -3,138 +3,10 @@
 //! Instructions on a vCPU without QEMU.
 
 use super::*;
-use crate::cpu::fake::FakeCpu;
-use crate::decode::decode;
-use crate::fault::bytes;
-use crate::flags::{CF, ZF};
-use std::sync::Mutex;
+use crate::bench::*;
+use crate::trap::{CF, ZF};
 use tdx_platform::config::MachineConfig;
 use tdx_platform::msr::VMX_REVISION;
-use tdx_platform::tdx_module::MemRange;
-
-const KERNEL: u64 = 0xffff_ffff_8000_0000;
-const RIP: u64 = KERNEL + 0x100;
-const HANDLER: u64 = KERNEL + 0x800;
-const IRET: u64 = KERNEL + 0x10;
-const REGION: u64 = 0x4000;
-
-/// Physical memory as the module sees it; the tests only need the VMXON region.
-struct Region(Mutex<u32>);
-
-impl GuestMemory for Region {
-    fn read(&self, pa: u64, buf: &mut [u8]) -> bool {
-        let revision = self.0.lock().unwrap().to_le_bytes();
-        pa == REGION && buf.len() == 4 && {
-            buf.copy_from_slice(&revision);
-            true
-        }
-    }
-    fn write(&self, _pa: u64, _data: &[u8]) -> bool {
-        false
-    }
-}
-
-struct Bench {
-    machine: Machine,
-    irets: IretSites,
-    memory: Region,
-    cpu: FakeCpu,
-    vcpu: Vcpu,
-}
-
-impl Bench {
-    fn new(config: MachineConfig) -> Bench {
-        let sink = || Box::new(std::io::sink());
-        let mut cpu = FakeCpu {
-            offset: KERNEL,
-            ..FakeCpu::default()
-        };
-        cpu.map(0, 0x8000);
-        cpu.write_virt(IRET, &[0x48, 0xcf]);
-        let gate = HANDLER & 0xffff | 0x10 << 16 | 0x8e << 40 | (HANDLER >> 16 & 0xffff) << 48;
-        cpu.write_virt(KERNEL + 0x1000 + 13 * 16, &bytes(&[gate, HANDLER >> 32]));
-        cpu.set_reg(Reg::Efer, LMA);
-        cpu.set_reg(Reg::Cs, 0x10);
-        cpu.set_reg(Reg::Rsp, KERNEL + 0x7000);
-        let vcpu = Vcpu {
-            tables: Tables {
-                idt: Some(KERNEL + 0x1000),
-                gdt: None,
-                tr: None,
-            },
-            pending: None,
-        };
-        let irets = IretSites::default();
-        irets.note(IRET);
-        let machine = Machine::new(config, sink(), sink()).unwrap();
-        Bench {
-            machine,
-            irets,
-            memory: Region(Mutex::new(VMX_REVISION)),
-            cpu,
-            vcpu,
-        }
-    }
-
-    fn run(&mut self, code: &[u8]) -> Next {
-        let (op, len) = decode(code, RIP).unwrap();
-        let mut step = Step {
-            machine: &self.machine,
-            irets: &self.irets,
-            memory: &self.memory,
-            cpu: &mut self.cpu,
-            vcpu: &mut self.vcpu,
-            index: 0,
-        };
-        execute(
-            &mut step,
-            Insn {
-                op,
-                rip: RIP,
-                len: len as u64,
-            },
-        )
-    }
-
-    /// The callback on the instruction at `rip`, if it comes after a question.
-    fn patch(&mut self, rip: u64) {
-        patch_answer(&self.machine, &mut self.cpu, &mut self.vcpu, rip);
-    }
-
-    /// RFLAGS in the frame that an IRETQ is about to pop, if one was prepared.
-    fn flags(&self) -> Option<u64> {
-        crate::cpu::read_u64(&self.cpu, self.cpu.reg(Reg::Rsp) + 16)
-    }
-
-    fn enter_vmx(&mut self) {
-        self.cpu.set_reg(Reg::Rax, VMXE);
-        assert_eq!(self.run(&WRITE_CR4_RAX), Next::Iretq(IRET));
-        self.cpu.write_virt(KERNEL + 0x3000, &REGION.to_le_bytes());
-        self.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
-        assert_eq!(self.run(&VMXON_RAX), Next::Iretq(IRET));
-        assert!(self.machine.in_vmx(0));
-        self.cpu.set_reg(Reg::Rsp, KERNEL + 0x7000);
-    }
-}
-
-const SEAMCALL: [u8; 4] = [0x66, 0x0f, 0x01, 0xcf];
-const VMXON_RAX: [u8; 4] = [0xf3, 0x0f, 0xc7, 0x30];
-const VMXOFF: [u8; 3] = [0x0f, 0x01, 0xc4];
-const WRITE_CR4_RAX: [u8; 3] = [0x0f, 0x22, 0xe0];
-const READ_CR4_RAX: [u8; 3] = [0x0f, 0x20, 0xe0];
-const RDMSR: [u8; 2] = [0x0f, 0x32];
-const WRMSR: [u8; 2] = [0x0f, 0x30];
-const MOVDIR64B_RAX_RCX: [u8; 5] = [0x66, 0x0f, 0x38, 0xf8, 0x01];
-
-fn config() -> MachineConfig {
-    MachineConfig {
-        cmrs: vec![MemRange {
-            base: 1 << 20,
-            size: 1 << 30,
-        }],
-        ..MachineConfig::default()
-    }
-}
 
 #[test]
 fn seamcall_without_vmxon_is_left_to_qemu_to_refuse() {
@@ -146,17 +18,10 @@ fn seamcall_without_vmxon_is_left_to_qemu_to_refuse() {
 fn seamcall_returns_status_and_clear_flags() {
     let mut bench = Bench::new(config());
     bench.enter_vmx();
-    for (reg, value) in [
-        (Reg::Rax, 33),
-        (Reg::Rcx, 0),
-        (Reg::R9, 77),
-        (Reg::R12, 88),
-        (Reg::Eflags, 0x202),
-    ] {
+    for (reg, value) in [(Reg::Rax, 33), (Reg::Rcx, 0), (Reg::R9, 77), (Reg::R12, 88)] {
         bench.cpu.set_reg(reg, value);
     }
-    assert_eq!(bench.run(&SEAMCALL), Next::Iretq(IRET));
-    assert_eq!(bench.flags(), Some(0x202));
+    assert_eq!(bench.run(&SEAMCALL), Next::Done(Some(0)));
     assert_eq!(
         [Reg::Rax, Reg::R9, Reg::R12].map(|r| bench.cpu.reg(r)),
         [0, 0, 88]
@@ -171,8 +36,8 @@ fn vmfail_sets_carry_and_changes_nothing_else() {
     });
     bench.enter_vmx();
     bench.cpu.set_reg(Reg::Rax, 33);
-    assert_eq!(bench.run(&SEAMCALL), Next::Iretq(IRET));
-    assert_eq!((bench.flags(), bench.cpu.reg(Reg::Rax)), (Some(3), 33));
+    assert_eq!(bench.run(&SEAMCALL), Next::Done(Some(CF)));
+    assert_eq!(bench.cpu.reg(Reg::Rax), 33);
 }
 
 #[test]
@@ -182,7 +47,7 @@ fn seamcall_without_seamrr_is_a_general_protection_fault() {
         ..config()
     });
     bench.enter_vmx();
-    assert_eq!(bench.run(&SEAMCALL), Next::Handler(HANDLER));
+    assert_eq!(bench.run(&SEAMCALL), Next::Handler(GP_HANDLER));
     bench.vcpu.tables = Tables::default();
     assert_eq!(bench.run(&SEAMCALL), Next::Native, "no way to deliver it");
 }
@@ -193,22 +58,17 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
     assert_eq!(bench.run(&VMXON_RAX), Next::Native);
     bench.machine.set_vmxe(0, true);
-    assert_eq!(bench.run(&VMXON_RAX), Next::Iretq(IRET));
-    assert_eq!(
-        bench.flags().map(|f| f & CF),
-        Some(CF),
-        "region 0 is no region"
-    );
+    let failed = Next::Done(Some(CF));
+    assert_eq!(bench.run(&VMXON_RAX), failed, "region 0 is no region");
     bench.cpu.write_virt(KERNEL + 0x3000, &REGION.to_le_bytes());
     *bench.memory.0.lock().unwrap() = VMX_REVISION + 1;
-    bench.run(&VMXON_RAX);
-    assert!(!bench.machine.in_vmx(0), "wrong revision");
+    assert_eq!(bench.run(&VMXON_RAX), failed, "wrong revision");
+    assert!(!bench.machine.in_vmx(0));
     *bench.memory.0.lock().unwrap() = VMX_REVISION;
-    bench.run(&VMXON_RAX);
+    assert_eq!(bench.run(&VMXON_RAX), Next::Done(Some(0)));
     assert!(bench.machine.in_vmx(0));
-    bench.run(&VMXON_RAX);
-    assert_eq!(bench.flags().map(|f| f & ZF), Some(ZF), "already on");
-    assert_eq!(bench.run(&VMXOFF), Next::Iretq(IRET));
+    assert_eq!(bench.run(&VMXON_RAX), Next::Done(Some(ZF)), "already on");
+    assert_eq!(bench.run(&VMXOFF), Next::Done(Some(0)));
     assert_eq!(bench.run(&VMXOFF), Next::Native);
 }
 
@@ -216,13 +76,18 @@ fn vmxon_needs_vmxe_and_a_proper_region() {
 fn cr4_shows_vmxe_that_qemu_never_sees() {
     let mut bench = Bench::new(config());
     bench.cpu.set_reg(Reg::Rax, VMXE | 0x20);
-    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Iretq(IRET));
-    assert_eq!(bench.cpu.reg(Reg::Cr4), 0x20);
-    assert_eq!(bench.run(&READ_CR4_RAX), Next::Iretq(IRET));
+    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Native);
+    assert_eq!(bench.cpu.reg(Reg::Rax), 0x20, "what QEMU writes");
+    bench.patch(RIP + 3);
+    assert_eq!(bench.cpu.reg(Reg::Rax), VMXE | 0x20, "what the program had");
+    assert_eq!(bench.run(&READ_CR4_RAX), Next::Native);
+    bench.cpu.set_reg(Reg::Rax, 0x20);
+    bench.patch(RIP + 3);
     assert_eq!(bench.cpu.reg(Reg::Rax), VMXE | 0x20);
     bench.cpu.set_reg(Reg::Rax, 0x20);
     assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Native);
     assert_eq!(bench.run(&READ_CR4_RAX), Next::Native);
+    assert_eq!(bench.vcpu.pending, None);
     assert!(!bench.machine.vmxe(0));
 }
 
@@ -231,7 +96,7 @@ fn vmxe_cannot_be_cleared_in_vmx_operation() {
     let mut bench = Bench::new(config());
     bench.enter_vmx();
     bench.cpu.set_reg(Reg::Rax, 0);
-    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Handler(HANDLER));
+    assert_eq!(bench.run(&WRITE_CR4_RAX), Next::Handler(GP_HANDLER));
     assert!(bench.machine.vmxe(0));
 }
 
@@ -245,7 +110,7 @@ fn msrs_of_the_machine_are_answered_and_read_only() {
     assert_eq!((bench.cpu.reg(Reg::Rax), bench.cpu.reg(Reg::Rdx)), (0, 0));
     bench.patch(RIP + 2);
     assert_eq!((bench.cpu.reg(Reg::Rax), bench.cpu.reg(Reg::Rdx)), (15, 48));
-    assert_eq!(bench.run(&WRMSR), Next::Handler(HANDLER));
+    assert_eq!(bench.run(&WRMSR), Next::Handler(GP_HANDLER));
     bench.cpu.set_reg(Reg::Rcx, 0x10);
     assert_eq!(
         (bench.run(&RDMSR), bench.run(&WRMSR)),
@@ -276,11 +141,11 @@ fn movdir64b_copies_a_line_or_faults() {
     bench.cpu.write_virt(KERNEL + 0x2000, &[0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5000);
     bench.cpu.set_reg(Reg::Rcx, KERNEL + 0x2000);
-    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Iretq(IRET));
+    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Done(None));
     let mut line = [0; 64];
     assert!(bench.cpu.read_virt(KERNEL + 0x5000, &mut line) && line == [0xab; 64]);
     bench.cpu.set_reg(Reg::Rax, KERNEL + 0x5008);
-    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Handler(HANDLER));
+    assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Handler(GP_HANDLER));
     bench.cpu.set_reg(Reg::Rax, 0);
     assert_eq!(bench.run(&MOVDIR64B_RAX_RCX), Next::Native, "not mapped");
 }
@@ -343,8 +208,7 @@ fn there_is_no_current_vmcs() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.run(&VMLAUNCH), Next::Native, "#UD without VMXON");
     bench.enter_vmx();
-    assert_eq!(bench.run(&VMLAUNCH), Next::Iretq(IRET));
-    assert_eq!(bench.flags().map(|flags| flags & (CF | ZF)), Some(CF));
+    assert_eq!(bench.run(&VMLAUNCH), Next::Done(Some(CF)));
 }
 
 #[test]

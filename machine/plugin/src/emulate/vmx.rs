@@ -5,7 +5,7 @@
 use super::{Insn, Next, Step};
 use crate::cpu::Reg;
 use crate::decode::MemOperand;
-use crate::flags::{CF, ZF};
+use crate::trap::{CF, ZF};
 use tdx_platform::msr::VMX_REVISION;
 use tdx_platform::{Reply, tdx_module::Regs};
 
@@ -18,10 +18,10 @@ impl Step<'_> {
         {
             Reply::InvalidOpcode => Next::Native,
             Reply::GeneralProtection => self.fault(insn),
-            Reply::VmfailInvalid => self.done(insn, CF),
+            Reply::VmfailInvalid => Next::Done(Some(CF)),
             Reply::Returned(after) => {
                 self.set_regs(before, after);
-                self.done(insn, 0)
+                Next::Done(Some(0))
             }
         }
     }
@@ -71,7 +71,7 @@ impl Step<'_> {
             return self.fault(insn);
         }
         if self.machine.in_vmx(self.index) {
-            return self.done(insn, ZF);
+            return Next::Done(Some(ZF));
         }
         let Some(region) = crate::cpu::read_u64(self.cpu, self.address(mem)) else {
             self.unsupported(insn, "VMXON operand is not mapped, so #UD");
@@ -82,10 +82,10 @@ impl Step<'_> {
             && self.memory.read(region, &mut revision)
             && u32::from_le_bytes(revision) == VMX_REVISION;
         if !usable {
-            return self.done(insn, CF);
+            return Next::Done(Some(CF));
         }
         self.machine.vmxon(self.at(insn));
-        self.done(insn, 0)
+        Next::Done(Some(0))
     }
 
     pub(super) fn vmxoff(&mut self, insn: Insn) -> Next {
@@ -96,14 +96,14 @@ impl Step<'_> {
             return self.fault(insn);
         }
         self.machine.vmxoff(self.at(insn));
-        self.done(insn, 0)
+        Next::Done(Some(0))
     }
 
     /// INVEPT and INVVPID: there are no guest translations to drop.
     pub(super) fn invalidate(&mut self, insn: Insn) -> Next {
         match (self.machine.in_vmx(self.index), self.cpl()) {
             (false, _) => Next::Native,
-            (true, 0) => self.done(insn, 0),
+            (true, 0) => Next::Done(Some(0)),
             (true, _) => self.fault(insn),
         }
     }
@@ -117,7 +117,7 @@ impl Step<'_> {
             (true, 0) => {
                 let text = format!("{name} is for virtual machines that are no TDs: VMfailInvalid");
                 self.unsupported(insn, &text);
-                self.done(insn, CF)
+                Next::Done(Some(CF))
             }
             (true, _) => self.fault(insn),
         }

@@ -89,22 +89,22 @@ impl Scoreboard {
         self.number(1)
     }
 
-    /// What vCPU `vcpu` executes next is the plugin's own doing and not counted.
-    pub(super) fn skip_one(&self, vcpu: c_uint) {
+    /// So many instructions of vCPU `vcpu` are the plugin's own doing and not counted.
+    pub(super) fn skip(&self, vcpu: c_uint, instructions: u64) {
         // SAFETY: The number is in the scoreboard, and the vCPU exists: this is one of its callbacks.
-        unsafe { qemu_plugin_u64_add(self.executed(), vcpu, u64::MAX) };
+        unsafe { qemu_plugin_u64_add(self.executed(), vcpu, instructions.wrapping_neg()) };
     }
 
     /// Vcpu `vcpu` has left its path: the open calls are not counted.
     pub(super) fn interrupt(&self, shared: &Shared, vcpu: c_uint) {
-        // SAFETY: As in skip_one().
+        // SAFETY: As in skip().
         unsafe { qemu_plugin_u64_set(self.open(), vcpu, 0) };
         shared.machine.counts().interrupt(vcpu);
     }
 
     /// Notes how many calls are open.
     fn set_open(&self, vcpu: c_uint, calls: usize) {
-        // SAFETY: As in skip_one().
+        // SAFETY: As in skip().
         unsafe { qemu_plugin_u64_set(self.open(), vcpu, calls as u64) };
     }
 }
@@ -148,7 +148,7 @@ fn with_counts(vcpu: c_uint, f: impl FnOnce(&Shared, u64, u64) -> usize) {
     with_shared(|shared| {
         if let (Some(scoreboard), Some(handles)) = (&shared.scoreboard, shared.handles.get()) {
             let rsp = Qemu { handles }.reg(Reg::Rsp);
-            // SAFETY: As in Scoreboard::skip_one().
+            // SAFETY: As in Scoreboard::skip().
             let executed = unsafe { qemu_plugin_u64_get(scoreboard.executed(), vcpu) };
             scoreboard.set_open(vcpu, f(shared, rsp, executed));
         }
@@ -169,9 +169,12 @@ unsafe extern "C" fn on_return(vcpu: c_uint, _data: *mut c_void) {
     });
 }
 
-unsafe extern "C" fn on_trap(vcpu: c_uint, _kind: c_int, _from: u64, _to: u64, _data: *mut c_void) {
+/// QEMU tells of an exception when it is raised, still at the instruction, and when it is delivered.
+unsafe extern "C" fn on_trap(vcpu: c_uint, _kind: c_int, from: u64, to: u64, _data: *mut c_void) {
     with_shared(|shared| {
-        if let Some(scoreboard) = &shared.scoreboard {
+        // After a #UD, on_handler() knows whether it is a trap of the plugin's own.
+        let undecided = from == to || shared.handlers.contains(to);
+        if let Some(scoreboard) = shared.scoreboard.as_ref().filter(|_| !undecided) {
             scoreboard.interrupt(shared, vcpu);
         }
     });
