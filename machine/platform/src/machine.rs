@@ -11,11 +11,12 @@ use crate::config::MachineConfig;
 use crate::counts::Counts;
 use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
+use crate::kernels::{Kernels, Left};
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
-use crate::summary::{CpuSummary, Progress, Summary};
+use crate::summary::{CpuSummary, Progress, Summary, by_name};
 use crate::tds::Tds;
 use crate::trace::Trace;
 use crate::violation::{Kind, Violation};
@@ -42,6 +43,7 @@ pub(crate) struct State {
     pub(crate) lps: Vec<Lp>,
     pub(crate) private: PrivateMap,
     pub(crate) progress: Progress,
+    pub(crate) kernels: Kernels,
     /// Time of the last TDH.PHYMEM.CACHE.WB by package and KeyID.
     pub(crate) write_backs: BTreeMap<(usize, u16), u64>,
     pub(crate) tds: Tds,
@@ -50,6 +52,19 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// What a kernel that ended now would leave. Without the erratum any store makes memory ordinary
+    /// that the module does not use.
+    fn left(&mut self, erratum: bool) -> Left {
+        if !erratum {
+            self.private.forget_unused();
+        }
+        let dirty = (0..).zip(&self.lps).filter(|(_, lp)| lp.is_dirty());
+        Left {
+            dirty_cpus: dirty.map(|(n, _)| n).collect(),
+            private_bytes: by_name(self.private.totals()),
+        }
+    }
+
     /// May the cache of processor `n`, which is in `package`, hold lines of `area` dirty?
     fn may_hold(&self, n: u32, package: u32, area: &Area) -> bool {
         let Some(lp) = self.lps.get(n as usize) else {
@@ -127,6 +142,7 @@ impl Machine {
                 lps: vec![Lp::default(); config.cpus as usize],
                 private: PrivateMap::default(),
                 progress: Progress::default(),
+                kernels: Kernels::new(config.cpus),
                 write_backs: BTreeMap::new(),
                 tds: Tds::default(),
                 taken: None,
@@ -179,6 +195,8 @@ impl Machine {
         *lock(&self.last_module) = None;
         *lock(&self.seamldr) = Seamldr::new(self.config.seamldr.clone());
         let mut state = lock(&self.state);
+        let left = state.left(self.config.erratum);
+        state.kernels.reset(left);
         state.lps.iter_mut().for_each(Lp::reset);
         state.private = PrivateMap::default();
         self.coarse.clear();
@@ -248,6 +266,56 @@ impl Machine {
     /// WBINVD in CPL 0. WBNOINVD writes back as well, so it counts the same.
     pub fn wbinvd(&self, lp: u32) {
         self.with_lp(lp, Lp::flush);
+        lock(&self.state).kernels.wbinvd(lp);
+    }
+
+    /// LIDT in CPL 0 and 64-bit mode: by it a kernel is recognised that has just been entered (see
+    /// [`kernels`](crate::kernels)). Memory, keys and caches stay as the kernel before left them, and
+    /// that is judged.
+    pub fn lidt(&self, at: At) {
+        let mut state = lock(&self.state);
+        if !state.kernels.lidt(at.lp, at.rip) {
+            return;
+        }
+        let left = state.left(self.config.erratum);
+        let first = state.private.first();
+        let before = state.kernels.begin(left.clone()).cloned();
+        let number = state.kernels.count();
+        drop(state);
+        self.event(
+            "kernel",
+            at.lp,
+            json!({ "number": number, "before": before }),
+        );
+        if before.is_some() {
+            self.log(&format!("kernel {number} begins on CPU {}", at.lp));
+            self.blame_left(at, &left, first);
+        }
+    }
+
+    /// Judges what a kernel leaves to the next one.
+    fn blame_left(&self, at: At, left: &Left, first: Option<(u64, Area)>) {
+        if let Some((address, area)) = first.filter(|_| self.config.erratum) {
+            let uses = left.private_bytes.iter();
+            let uses: Vec<_> = uses
+                .map(|(name, bytes)| format!("{bytes} {name}"))
+                .collect();
+            let text = format!(
+                "{} private bytes left to the next kernel ({}), from {address:#x} on ({}, KeyID {})",
+                left.private_bytes.values().sum::<u64>(),
+                uses.join(", "),
+                area.owner.name(),
+                area.hkid
+            );
+            self.violation(at, Kind::PrivateLeft, Some(address), text);
+        }
+        if !left.dirty_cpus.is_empty() {
+            let text = format!(
+                "the caches of CPU {:?} may hold private lines dirty when the next kernel starts",
+                left.dirty_cpus
+            );
+            self.violation(at, Kind::DirtyLeft, None, text);
+        }
     }
 
     /// MOVDIR64B wrote the line at `pa`: it is ordinary memory now.
@@ -264,6 +332,8 @@ impl Machine {
             state.taken.get_or_insert(pa);
         }
         let converted = state.private.release(line);
+        let pamt = area.owner == Owner::Pamt;
+        state.kernels.converted(at.lp, converted, pamt);
         drop(state);
         lock(&self.report).summary.converted_bytes += converted;
         if !dirty.is_empty() {
@@ -359,11 +429,10 @@ impl Machine {
 
     /// Ends the trace and sums up.
     pub fn finish(&self) -> Summary {
-        let (bring_up, totals, cpus, unconverted, tds, guests) = {
+        let (bring_up, totals, cpus, unconverted, tds, guests, kernels) = {
             let mut state = lock(&self.state);
-            if !self.config.erratum {
-                state.private.forget_unused();
-            }
+            let left = state.left(self.config.erratum);
+            let kernels = state.kernels.report(left);
             let cpus = (0..)
                 .zip(&state.lps)
                 .map(|(n, lp)| CpuSummary::new(self.config.package_of(n), lp));
@@ -374,6 +443,7 @@ impl Machine {
                 state.private.unconverted(),
                 state.tds.count(),
                 state.tds.guests(),
+                kernels,
             )
         };
         let unused = lock(&self.injector).unused();
@@ -384,6 +454,7 @@ impl Machine {
         summary.bring_up = bring_up;
         summary.set_private(totals);
         summary.cpus = cpus;
+        summary.kernels = kernels;
         summary.unconverted_bytes = unconverted;
         (summary.tds_created, summary.tds_alive) = tds;
         summary.guests = guests;

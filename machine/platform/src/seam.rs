@@ -4,6 +4,8 @@
 
 mod guest;
 mod inside;
+#[cfg(test)]
+mod kernel_tests;
 mod loader;
 #[cfg(test)]
 mod loader_tests;
@@ -170,6 +172,7 @@ impl Machine {
     fn enter(&self, at: At) {
         let now = self.now();
         self.with_lp(at.lp, |lp| lp.enter_seam(now));
+        lock(&self.state).kernels.seamcall();
     }
 
     fn call_module(

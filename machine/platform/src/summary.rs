@@ -3,6 +3,7 @@
 //! What is left to say when the machine is switched off.
 
 use crate::counts::CallCounts;
+use crate::kernels::KernelSummary;
 use crate::lp::Lp;
 use crate::operands::Tdmr;
 use crate::private::Owner;
@@ -69,6 +70,9 @@ pub struct Summary {
     pub guests: Vec<GuestSummary>,
     /// Instructions that calls of the counted functions took, by name.
     pub instructions: BTreeMap<String, CallCounts>,
+    /// What each kernel that ran did and left behind, in order.
+    #[serde(default)]
+    pub kernels: Vec<KernelSummary>,
     /// State of each logical processor at the end.
     pub cpus: Vec<CpuSummary>,
     /// Violations that fail the run, by kind.
@@ -133,16 +137,21 @@ impl Summary {
 
     pub(crate) fn set_private(&mut self, totals: BTreeMap<Owner, u64>) {
         self.private_pages = totals.values().map(|bytes| bytes.div_ceil(4096)).sum();
-        self.private_bytes = totals
-            .into_iter()
-            .map(|(owner, bytes)| (owner.name().to_owned(), bytes))
-            .collect();
+        self.private_bytes = by_name(totals);
     }
 
     /// Number of violations of `kind` that fail the run.
     pub fn violations_of(&self, kind: Kind) -> u64 {
         self.violations.get(kind.name()).copied().unwrap_or(0)
     }
+}
+
+/// Bytes by the name of what they are used for.
+pub(crate) fn by_name(totals: BTreeMap<Owner, u64>) -> BTreeMap<String, u64> {
+    let named = totals
+        .into_iter()
+        .map(|(owner, n)| (owner.name().into(), n));
+    named.collect()
 }
 
 /// Follows TDH.SYS.CONFIG and TDH.SYS.TDMR.INIT.

@@ -97,7 +97,7 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
         Op::Iretq => {}
         Op::Cpuid => step.note_cpuid(insn),
         _ if !step.long_mode() => {}
-        Op::Lidt(mem) => step.vcpu.tables.idt = step.table_base(mem).or(step.vcpu.tables.idt),
+        Op::Lidt(mem) => step.lidt(insn, mem),
         Op::Lgdt(mem) => step.vcpu.tables.gdt = step.table_base(mem).or(step.vcpu.tables.gdt),
         Op::Ltr(operand) => step.vcpu.tables.tr = step.selector(operand).or(step.vcpu.tables.tr),
         Op::Seamcall => return step.seamcall(insn),
@@ -213,6 +213,13 @@ impl Step<'_> {
 
     fn table_base(&self, mem: MemOperand) -> Option<u64> {
         crate::cpu::read_u64(self.cpu, self.address(mem).wrapping_add(2))
+    }
+
+    fn lidt(&mut self, insn: Insn, mem: MemOperand) {
+        self.vcpu.tables.idt = self.table_base(mem).or(self.vcpu.tables.idt);
+        if self.cpl() == 0 {
+            self.machine.lidt(self.at(insn));
+        }
     }
 
     fn selector(&self, operand: RegOrMem) -> Option<u16> {

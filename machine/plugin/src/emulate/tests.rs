@@ -77,7 +77,11 @@ impl Bench {
     }
 
     fn run(&mut self, code: &[u8]) -> Next {
-        let (op, len) = decode(code, RIP).unwrap();
+        self.run_at(code, RIP)
+    }
+
+    fn run_at(&mut self, code: &[u8], rip: u64) -> Next {
+        let (op, len) = decode(code, rip).unwrap();
         let mut step = Step {
             machine: &self.machine,
             irets: &self.irets,
@@ -90,7 +94,7 @@ impl Bench {
             &mut step,
             Insn {
                 op,
-                rip: RIP,
+                rip,
                 len: len as u64,
             },
         )
@@ -122,6 +126,7 @@ const VMXON_RAX: [u8; 4] = [0xf3, 0x0f, 0xc7, 0x30];
 const VMXOFF: [u8; 3] = [0x0f, 0x01, 0xc4];
 const WRITE_CR4_RAX: [u8; 3] = [0x0f, 0x22, 0xe0];
 const READ_CR4_RAX: [u8; 3] = [0x0f, 0x20, 0xe0];
+const LIDT_RAX: [u8; 3] = [0x0f, 0x01, 0x18];
 const RDMSR: [u8; 2] = [0x0f, 0x32];
 const WRMSR: [u8; 2] = [0x0f, 0x30];
 const MOVDIR64B_RAX_RCX: [u8; 5] = [0x66, 0x0f, 0x38, 0xf8, 0x01];
@@ -351,4 +356,18 @@ fn there_is_no_current_vmcs() {
 fn seam_instruction_of_the_module_is_refused() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.run(&[0x66, 0x0f, 0x01, 0xcd]), Next::Native);
+}
+
+#[test]
+fn kernel_is_recognised_by_where_it_loads_its_idt() {
+    let mut bench = Bench::new(config());
+    bench.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
+    let mut lidt = |rip| bench.run_at(&LIDT_RAX, rip);
+    assert_eq!([0x100_0000, RIP].map(&mut lidt), [Next::Native; 2]);
+    assert_eq!(bench.machine.finish().kernels.len(), 1);
+    bench.cpu.set_reg(Reg::Cs, 0x13);
+    for rip in [0x100_0000, RIP] {
+        bench.run_at(&LIDT_RAX, rip);
+    }
+    assert_eq!(bench.machine.finish().kernels.len(), 1, "user program");
 }
