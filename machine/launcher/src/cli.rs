@@ -206,6 +206,10 @@ pub struct Run {
         help_heading = "Guest"
     )]
     pub script: Option<PathBuf>,
+    /// Shell script that runs instead of the first one in a kernel that the first one started (kexec,
+    /// kdump); its status is the result. The script has to start one.
+    #[arg(long, value_name = "FILE", requires = "script", help_heading = "Guest")]
+    pub next_script: Option<PathBuf>,
     /// Interactive shell on this terminal; Ctrl-A X ends QEMU.
     #[arg(long, help_heading = "Guest")]
     pub shell: bool,
@@ -347,6 +351,7 @@ mod tests {
             ("--shell --quiet", "cannot be used with"),
             ("--count-symbols a[", "invalid"),
             ("--system-map f", "--count-symbols"),
+            ("--next-script f", "--script"),
         ] {
             let error = run(args).unwrap_err();
             assert!(error.contains(part), "{args}: {error}");
