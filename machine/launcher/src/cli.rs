@@ -173,18 +173,18 @@ pub struct Run {
     #[arg(long, help_heading = "Faults")]
     pub watch_memory: bool,
 
+    /// Give the processor an NMI that makes the Nth call of a kernel function, the first if N is left
+    /// out. With the kernel parameter unknown_nmi_panic the kernel panics there.
+    #[arg(long, value_name = "FUNCTION[:N]=nmi", value_parser = nmi, help_heading = "Faults")]
+    pub at: Vec<(String, u64)>,
+
     /// Count the instructions of each call of the kernel function with this name; * stands for any
     /// characters. About half as fast.
     #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Counting")]
     pub count_symbols: Vec<Pattern>,
-    /// Where the kernel's functions lie [default: System.map beside the image or in its build
+    /// Where the kernel's functions lie, for --count-symbols and --at [default: System.map beside the image or in its build
     /// directory].
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "count_symbols",
-        help_heading = "Counting"
-    )]
+    #[arg(long, value_name = "FILE", help_heading = "Counting")]
     pub system_map: Option<PathBuf>,
 
     /// More kernel parameters.
@@ -265,6 +265,13 @@ pub struct Run {
     pub plugin: Option<PathBuf>,
 }
 
+impl Run {
+    /// The kernel's functions have to be found in memory.
+    pub fn needs_symbols(&self) -> bool {
+        !self.count_symbols.is_empty() || !self.at.is_empty()
+    }
+}
+
 fn keyids(text: &str) -> Result<(u32, u32), String> {
     let (tdx, mktme) = text.split_once(',').unwrap_or((text, "0"));
     let number = |text: &str| {
@@ -282,6 +289,16 @@ fn slow(text: &str) -> Result<(u64, u32), String> {
         .parse()
         .map_err(|_| format!("'{time}' is not a number of microseconds"))?;
     Ok((tdx_platform::inject::leaf_by_name(leaf)?, time))
+}
+
+fn nmi(text: &str) -> Result<(String, u64), String> {
+    let place = text
+        .strip_suffix("=nmi")
+        .ok_or_else(|| format!("'{text}': expected FUNCTION=nmi or FUNCTION:N=nmi"))?;
+    let (name, call) = place.split_once(':').unwrap_or((place, "1"));
+    let call = call.parse().ok().filter(|&call| call > 0);
+    let call = call.ok_or_else(|| format!("'{place}' does not end with the number of a call"))?;
+    Ok((name.to_owned(), call))
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {
@@ -334,6 +351,8 @@ mod tests {
             ]
         );
         assert_eq!(parsed.slow, [(33, 50)]);
+        let at = run("--at f=nmi --at g:7=nmi").unwrap().at;
+        assert_eq!(at, [("f".into(), 1), ("g".into(), 7)]);
     }
 
     #[test]
@@ -350,7 +369,8 @@ mod tests {
             ("--pamt-entry-size 1,2", "one number"),
             ("--shell --quiet", "cannot be used with"),
             ("--count-symbols a[", "invalid"),
-            ("--system-map f", "--count-symbols"),
+            ("--at f=irq", "=nmi"),
+            ("--at f:0=nmi", "number of a call"),
             ("--next-script f", "--script"),
         ] {
             let error = run(args).unwrap_err();

@@ -101,13 +101,18 @@ fn kernel_arguments(run: &Run, setup: &Setup) -> Result<String, String> {
     // watchdog of the time stamp counter, on by itself with two packages, measures one processor
     // against another with a time limit, and hangs when the clock that measures the limit stands
     // still; and there is nothing to find out, all processors have the host's counter.
-    let mut words = vec!["console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable"];
+    let mut words = vec![
+        "console=ttyS0",
+        "panic=-1",
+        "no_timer_check",
+        "tsc=reliable",
+    ];
     let tsc = crate::tsc::khz().map(|khz| format!("tsc_early_khz={khz}"));
     words.extend(tsc.as_deref());
     if !run.hibernation {
         words.push("nohibernate");
     }
-    if !run.count_symbols.is_empty() {
+    if run.needs_symbols() {
         // The addresses of the functions are those of the build.
         words.push("nokaslr");
     }
@@ -245,10 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn counted_functions_stay_where_they_were_linked() {
+    fn functions_that_are_looked_up_stay_where_they_were_linked() {
         assert!(!qemu("", None).unwrap().contains("nokaslr"));
-        let line = qemu("--count-symbols f", None).unwrap();
-        assert!(line.contains("nokaslr"), "{line}");
+        for option in ["--count-symbols f", "--at f=nmi"] {
+            let line = qemu(option, None).unwrap();
+            assert!(line.contains("nokaslr"), "{line}");
+        }
     }
 
     #[test]

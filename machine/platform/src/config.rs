@@ -7,6 +7,7 @@
 
 use crate::counts::Function;
 use crate::inject::Rule;
+use crate::nmi::NmiPlace;
 use crate::script::Script;
 use crate::seamldr::config::SeamldrConfig;
 use crate::violation::Kind;
@@ -72,6 +73,8 @@ pub struct MachineConfig {
     pub td_script: Script,
     /// Kernel functions whose calls are counted.
     pub counted: Vec<Function>,
+    /// Where processors get an NMI.
+    pub nmis: Vec<NmiPlace>,
 }
 
 impl Default for MachineConfig {
@@ -103,6 +106,7 @@ impl Default for MachineConfig {
             erratum: true,
             td_script: Script::default(),
             counted: Vec::new(),
+            nmis: Vec::new(),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::inject::Injector;
 use crate::kernels::{Kernels, Left};
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
+use crate::nmi::Nmis;
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
 use crate::summary::{CpuSummary, Progress, Summary, by_name};
@@ -105,6 +106,7 @@ pub struct Machine {
     pub(crate) injector: Mutex<Injector>,
     pub(crate) report: Mutex<Report>,
     counts: Mutex<Counts>,
+    nmis: Mutex<Nmis>,
 }
 
 /// A panic while a lock was held must not take the guest down with it.
@@ -154,6 +156,7 @@ impl Machine {
                 log,
             }),
             counts: Mutex::new(Counts::new(config.counted.clone(), config.cpus)),
+            nmis: Mutex::new(Nmis::new(&config.nmis)),
             config,
         })
     }
@@ -267,6 +270,17 @@ impl Machine {
     pub fn wbinvd(&self, lp: u32) {
         self.with_lp(lp, Lp::flush);
         lock(&self.state).kernels.wbinvd(lp);
+    }
+
+    /// A processor is at an instruction at which NMIs may come (the places in the configuration).
+    /// Answers whether one does.
+    pub fn nmi_comes(&self, at: At) -> bool {
+        let Some(place) = lock(&self.nmis).reach(at.rip) else {
+            return false;
+        };
+        let details = json!({ "function": place.function.name, "call": place.call });
+        self.event("nmi", at.lp, details);
+        true
     }
 
     /// LIDT in CPL 0 and 64-bit mode: by it a kernel is recognised that has just been entered (see
@@ -446,7 +460,8 @@ impl Machine {
                 kernels,
             )
         };
-        let unused = lock(&self.injector).unused();
+        let mut unused = lock(&self.injector).unused();
+        unused.extend(lock(&self.nmis).unused());
         let instructions = self.counts().report();
         let mut report = lock(&self.report);
         report.trace.flush(None);

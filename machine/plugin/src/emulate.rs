@@ -126,6 +126,26 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
     Next::Native
 }
 
+/// The vCPU is at an instruction at which an NMI may come, at `rip`.
+pub fn nmi(step: &mut Step, rip: u64) -> Next {
+    let at = At {
+        lp: step.index,
+        rip,
+        cpl: step.cpl(),
+    };
+    if at.cpl > 0 || !step.machine.nmi_comes(at) {
+        return Next::Native;
+    }
+    match fault::deliver_nmi(step.cpu, &step.vcpu.tables, rip) {
+        Some(handler) => Next::Handler(handler),
+        None => {
+            let why = "an NMI cannot be delivered (no LIDT, LGDT or LTR seen)";
+            step.machine.unsupported(at, why);
+            Next::Native
+        }
+    }
+}
+
 /// Changes what CPUID or RDMSR answered, on the instruction after it, which is at `rip`.
 pub fn patch_answer(machine: &Machine, cpu: &mut dyn Cpu, vcpu: &mut Vcpu, rip: u64) {
     let Some(pending) = vcpu.pending.take_if(|pending| pending.after == rip) else {

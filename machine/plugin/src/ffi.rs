@@ -440,6 +440,10 @@ fn translate(
     if after_answer || missed {
         register(on_after_answer, CB_RW_REGS, va as *mut c_void);
     }
+    let nmis = &shared.machine.config().nmis;
+    if nmis.iter().any(|place| place.function.address == va) {
+        register(on_nmi_place, CB_RW_REGS_PC, va as *mut c_void);
+    }
     if shared.machine.config().watch_memory {
         // SAFETY: `insn` is valid; the data is an address that is only ever used as a number.
         unsafe {
@@ -490,15 +494,22 @@ fn translate(
 unsafe extern "C" fn on_insn(vcpu: c_uint, data: *mut c_void) {
     // SAFETY: translate() registered this callback with a leaked `Insn`.
     let insn = unsafe { *data.cast::<Insn>() };
-    if let Some(pc) = run(vcpu, insn) {
+    if let Some(pc) = run(vcpu, |step| emulate::execute(step, insn)) {
         // SAFETY: The callback was registered with CB_RW_REGS_PC. QEMU leaves this frame without
         // unwinding it; it owns nothing.
         unsafe { qemu_plugin_set_pc(pc) }
     }
 }
 
-/// Executes `insn` and says where the vCPU goes on, if not with QEMU's own idea of it.
-fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
+unsafe extern "C" fn on_nmi_place(vcpu: c_uint, data: *mut c_void) {
+    if let Some(pc) = run(vcpu, |step| emulate::nmi(step, data as u64)) {
+        // SAFETY: As in on_insn().
+        unsafe { qemu_plugin_set_pc(pc) }
+    }
+}
+
+/// Lets `act` act on the vCPU and says where it goes on, if not with QEMU's own idea of it.
+fn run(vcpu: c_uint, act: impl FnOnce(&mut Step) -> Next) -> Option<u64> {
     with_shared(|shared| {
         let handles = shared.handles.get()?;
         let mut state = lock(shared.vcpus.get(vcpu as usize)?);
@@ -511,7 +522,7 @@ fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
             vcpu: &mut state,
             index: vcpu,
         };
-        let next = emulate::execute(&mut step, insn);
+        let next = act(&mut step);
         if let Some(scoreboard) = &shared.scoreboard {
             match next {
                 Next::Iretq(_) => scoreboard.skip_one(vcpu),
