@@ -182,8 +182,8 @@ pub struct Run {
     /// characters. About half as fast.
     #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Counting")]
     pub count_symbols: Vec<Pattern>,
-    /// Where the kernel's functions lie, for --count-symbols and --at [default: System.map beside the image or in its build
-    /// directory].
+    /// Where the kernel's functions lie, for --count-symbols and --at [default: System.map beside the
+    /// image or in its build directory].
     #[arg(long, value_name = "FILE", help_heading = "Counting")]
     pub system_map: Option<PathBuf>,
 

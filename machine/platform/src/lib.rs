@@ -17,6 +17,7 @@
 pub mod config;
 pub mod counts;
 pub mod cpuid;
+mod handover;
 pub mod inject;
 pub mod kernels;
 pub mod lp;

@@ -11,13 +11,13 @@ use crate::config::MachineConfig;
 use crate::counts::Counts;
 use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
-use crate::kernels::{Kernels, Left};
+use crate::kernels::Kernels;
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
 use crate::nmi::Nmis;
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
-use crate::summary::{CpuSummary, Progress, Summary, by_name};
+use crate::summary::{CpuSummary, Progress, Summary};
 use crate::tds::Tds;
 use crate::trace::Trace;
 use crate::violation::{Kind, Violation};
@@ -53,19 +53,6 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// What a kernel that ended now would leave. Without the erratum any store makes memory ordinary
-    /// that the module does not use.
-    fn left(&mut self, erratum: bool) -> Left {
-        if !erratum {
-            self.private.forget_unused();
-        }
-        let dirty = (0..).zip(&self.lps).filter(|(_, lp)| lp.is_dirty());
-        Left {
-            dirty_cpus: dirty.map(|(n, _)| n).collect(),
-            private_bytes: by_name(self.private.totals()),
-        }
-    }
-
     /// May the cache of processor `n`, which is in `package`, hold lines of `area` dirty?
     fn may_hold(&self, n: u32, package: u32, area: &Area) -> bool {
         let Some(lp) = self.lps.get(n as usize) else {
@@ -281,55 +268,6 @@ impl Machine {
         let details = json!({ "function": place.function.name, "call": place.call });
         self.event("nmi", at.lp, details);
         true
-    }
-
-    /// LIDT in CPL 0 and 64-bit mode: by it a kernel is recognised that has just been entered (see
-    /// [`kernels`](crate::kernels)). Memory, keys and caches stay as the kernel before left them, and
-    /// that is judged.
-    pub fn lidt(&self, at: At) {
-        let mut state = lock(&self.state);
-        if !state.kernels.lidt(at.lp, at.rip) {
-            return;
-        }
-        let left = state.left(self.config.erratum);
-        let first = state.private.first();
-        let before = state.kernels.begin(left.clone()).cloned();
-        let number = state.kernels.count();
-        drop(state);
-        self.event(
-            "kernel",
-            at.lp,
-            json!({ "number": number, "before": before }),
-        );
-        if before.is_some() {
-            self.log(&format!("kernel {number} begins on CPU {}", at.lp));
-            self.blame_left(at, &left, first);
-        }
-    }
-
-    /// Judges what a kernel leaves to the next one.
-    fn blame_left(&self, at: At, left: &Left, first: Option<(u64, Area)>) {
-        if let Some((address, area)) = first.filter(|_| self.config.erratum) {
-            let uses = left.private_bytes.iter();
-            let uses: Vec<_> = uses
-                .map(|(name, bytes)| format!("{bytes} {name}"))
-                .collect();
-            let text = format!(
-                "{} private bytes left to the next kernel ({}), from {address:#x} on ({}, KeyID {})",
-                left.private_bytes.values().sum::<u64>(),
-                uses.join(", "),
-                area.owner.name(),
-                area.hkid
-            );
-            self.violation(at, Kind::PrivateLeft, Some(address), text);
-        }
-        if !left.dirty_cpus.is_empty() {
-            let text = format!(
-                "the caches of CPU {:?} may hold private lines dirty when the next kernel starts",
-                left.dirty_cpus
-            );
-            self.violation(at, Kind::DirtyLeft, None, text);
-        }
     }
 
     /// MOVDIR64B wrote the line at `pa`: it is ordinary memory now.

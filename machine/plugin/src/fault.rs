@@ -33,22 +33,20 @@ const CLEARED: u64 = 1 << 8 | 1 << 14 | RF | 1 << 17;
 
 /// Enters the handler of exception `vector` with error code 0, for the instruction at `rip`.
 ///
-/// Returns what [`enter`] does.
+/// Returns the address of the handler, where the vCPU has to go on, or `None` if the tables are
+/// unknown or the gate unusable; registers are unchanged then.
 pub fn deliver(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64) -> Option<u64> {
     enter(cpu, tables, vector, rip, true)
 }
 
 /// Enters the handler of NMIs, in front of the instruction at `rip`.
 ///
-/// NMIs are not blocked meanwhile, as they are on hardware. Returns what [`enter`] does.
+/// NMIs are not blocked meanwhile, as they would be on hardware. Returns what [`deliver`] does.
 pub fn deliver_nmi(cpu: &mut dyn Cpu, tables: &Tables, rip: u64) -> Option<u64> {
     enter(cpu, tables, NMI, rip, false)
 }
 
 /// Enters the handler of `vector`; `fault` says that it gets an error code, 0, and RF in RFLAGS.
-///
-/// Returns the address of the handler, where the vCPU has to go on, or `None` if the tables are
-/// unknown or the gate unusable; registers are unchanged then.
 fn enter(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64, fault: bool) -> Option<u64> {
     let gate_va = tables.idt?.checked_add(u64::from(vector) * 16)?;
     let (low, high) = (read_u64(cpu, gate_va)?, read_u64(cpu, gate_va + 8)?);
