@@ -1,9 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Build the simulated machine: launcher, QEMU plugin, replay, and the program that
-# runs TDs inside it. Runs inside tools/enter. Result:
-# $CACHE/target/release/{tdx-machine,tdx-replay,*.so}, $CACHE/target-guest/x86_64-unknown-linux-gnu/release/td-client
+# Build the simulated machine: launcher, QEMU plugin, replay, and the programs that
+# run inside it. Runs inside tools/enter. Result:
+# $CACHE/target/release/{tdx-machine,tdx-replay,*.so},
+# $CACHE/target-guest/x86_64-unknown-linux-gnu/release/{td-client,kexec-tool}
 
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

@@ -202,6 +202,7 @@ def scenarios(title: str, name: str, kernels: dict[str, str], slower: int = 1) -
     env = {
         "TDX_MACHINE": str(TARGET / "release/tdx-machine"),
         "TDX_TD_CLIENT": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"),
+        "TDX_KEXEC_TOOL": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/kexec-tool"),
         "TDX_KERNELS": " ".join(kernels),
         "TDX_SLOWER": str(slower),
     }

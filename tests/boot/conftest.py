@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Fixtures of the boot scenarios.
 
-Which binaries are tested is said by TDX_MACHINE, TDX_TD_CLIENT, TDX_KERNEL_* and
-TDX_HOST_KO_*; `make boot-test` builds them and sets the variables.
+Which binaries are tested is said by TDX_MACHINE, TDX_TD_CLIENT, TDX_KEXEC_TOOL,
+TDX_KERNEL_* and TDX_HOST_KO_*; `make boot-test` builds them and sets the variables.
 TDX_KERNELS leaves out one of the kernels, and with it what cannot be tested without it.
 """
 
@@ -117,6 +117,12 @@ def image(tmp_path_factory):
 def td_client() -> Path:
     """The program that runs TDs inside the machine."""
     return binary("TDX_TD_CLIENT")
+
+
+@pytest.fixture(scope="session")
+def kexec_tool() -> Path:
+    """The program that starts another kernel inside the machine."""
+    return binary("TDX_KEXEC_TOOL")
 
 
 @pytest.fixture

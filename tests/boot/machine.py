@@ -31,7 +31,7 @@ COMPLAINTS = re.compile(
 WRAPPER = """\
 dmesg -n 1
 echo; echo TDX-OUTPUT
-sh /scenario
+sh /scenario-$((TDX_MACHINE_KERNEL > 1))
 status=$?
 echo; echo TDX-LOG
 dmesg
@@ -137,6 +137,7 @@ class Machine:
         self,
         *args: str,
         script: str = "true\n",
+        next_script: str | None = None,
         status: int = 0,
         allow: str | None = None,
         meanwhile: Callable[[Path], None] | None = None,
@@ -144,6 +145,7 @@ class Machine:
     ) -> Boot:
         """Boot, let `script` run in the guest, and check that all is clean.
 
+        In a kernel that `script` starts `next_script` runs; what both print is output.
         `status` is the launcher's expected exit status. `meanwhile` runs while
         the machine does, with the run's directory (for the socket `qmp` in it).
         """
@@ -152,10 +154,14 @@ class Machine:
         directory = self.directory / f"{self.kernel}-{self.runs}"
         directory.mkdir(parents=True)
         (directory / "script").write_text(WRAPPER)
-        (directory / "scenario").write_text(script)
+        for number, text in enumerate((script, next_script or "")):
+            (directory / f"scenario-{number}").write_text(text)
         command = [str(self.launcher), "run", "--kernel", str(self.image), "--quiet"]
         command += ["--out", str(directory), "--timeout", str(timeout)]
-        command += ["--script", str(directory / "script"), "--file", str(directory / "scenario")]
+        command += ["--script", str(directory / "script")]
+        command += ["--file", str(directory / "scenario-0"), "--file", str(directory / "scenario-1")]
+        if next_script is not None:
+            command += ["--next-script", str(directory / "script")]
         if meanwhile:
             command += ["--qmp", str(directory / "qmp")]
         command += args

@@ -166,6 +166,10 @@ pub struct Run {
     /// Keep each call of a leaf inside the module so long that others meet its locks.
     #[arg(long, value_name = "LEAF=MICROSECONDS", value_parser = slow, help_heading = "Faults")]
     pub slow: Vec<(u64, u32)>,
+    /// How long each call of a leaf takes, or of every other leaf if LEAF is "all". Calls on different
+    /// CPUs overlap.
+    #[arg(long, value_name = "LEAF=MICROSECONDS", value_parser = latency, help_heading = "Faults")]
+    pub latency: Vec<(Option<u64>, u32)>,
     /// Kind of violation that is reported without failing the run.
     #[arg(long, value_name = "KIND", value_parser = kind, help_heading = "Faults")]
     pub allow: Vec<Kind>,
@@ -173,18 +177,18 @@ pub struct Run {
     #[arg(long, help_heading = "Faults")]
     pub watch_memory: bool,
 
+    /// Give the processor an NMI that makes the Nth call of a kernel function, the first if N is left
+    /// out. With the kernel parameter unknown_nmi_panic the kernel panics there.
+    #[arg(long, value_name = "FUNCTION[:N]=nmi", value_parser = nmi, help_heading = "Faults")]
+    pub at: Vec<(String, u64)>,
+
     /// Count the instructions of each call of the kernel function with this name; * stands for any
     /// characters. About half as fast.
     #[arg(long, value_name = "PATTERN", value_parser = pattern, help_heading = "Counting")]
     pub count_symbols: Vec<Pattern>,
-    /// Where the kernel's functions lie [default: System.map beside the image or in its build
-    /// directory].
-    #[arg(
-        long,
-        value_name = "FILE",
-        requires = "count_symbols",
-        help_heading = "Counting"
-    )]
+    /// Where the kernel's functions lie, for --count-symbols and --at [default: System.map beside the
+    /// image or in its build directory].
+    #[arg(long, value_name = "FILE", help_heading = "Counting")]
     pub system_map: Option<PathBuf>,
 
     /// More kernel parameters.
@@ -206,6 +210,10 @@ pub struct Run {
         help_heading = "Guest"
     )]
     pub script: Option<PathBuf>,
+    /// Shell script that runs instead of the first one in a kernel that the first one started (kexec,
+    /// kdump); its status is the result. The script has to start one.
+    #[arg(long, value_name = "FILE", requires = "script", help_heading = "Guest")]
+    pub next_script: Option<PathBuf>,
     /// Interactive shell on this terminal; Ctrl-A X ends QEMU.
     #[arg(long, help_heading = "Guest")]
     pub shell: bool,
@@ -261,6 +269,13 @@ pub struct Run {
     pub plugin: Option<PathBuf>,
 }
 
+impl Run {
+    /// The kernel's functions have to be found in memory.
+    pub fn needs_symbols(&self) -> bool {
+        !self.count_symbols.is_empty() || !self.at.is_empty()
+    }
+}
+
 fn keyids(text: &str) -> Result<(u32, u32), String> {
     let (tdx, mktme) = text.split_once(',').unwrap_or((text, "0"));
     let number = |text: &str| {
@@ -270,14 +285,38 @@ fn keyids(text: &str) -> Result<(u32, u32), String> {
     Ok((number(tdx)?, number(mktme)?))
 }
 
-fn slow(text: &str) -> Result<(u64, u32), String> {
+/// A leaf's name and a time, as text and number.
+fn timed(text: &str) -> Result<(&str, u32), String> {
     let (leaf, time) = text
         .split_once('=')
         .ok_or_else(|| format!("'{text}': expected LEAF=MICROSECONDS"))?;
     let time = time
         .parse()
         .map_err(|_| format!("'{time}' is not a number of microseconds"))?;
+    Ok((leaf, time))
+}
+
+fn slow(text: &str) -> Result<(u64, u32), String> {
+    let (leaf, time) = timed(text)?;
     Ok((tdx_platform::inject::leaf_by_name(leaf)?, time))
+}
+
+fn nmi(text: &str) -> Result<(String, u64), String> {
+    let place = text
+        .strip_suffix("=nmi")
+        .ok_or_else(|| format!("'{text}': expected FUNCTION=nmi or FUNCTION:N=nmi"))?;
+    let (name, call) = place.split_once(':').unwrap_or((place, "1"));
+    let call = call.parse().ok().filter(|&call| call > 0);
+    let call = call.ok_or_else(|| format!("'{place}' does not end with the number of a call"))?;
+    Ok((name.to_owned(), call))
+}
+
+/// No leaf stands for all.
+fn latency(text: &str) -> Result<(Option<u64>, u32), String> {
+    match timed(text)? {
+        ("all", time) => Ok((None, time)),
+        (leaf, time) => Ok((Some(tdx_platform::inject::leaf_by_name(leaf)?), time)),
+    }
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {
@@ -317,7 +356,8 @@ mod tests {
     #[test]
     fn values_are_parsed() {
         let parsed = run("--memory 64G --cmr 1M-2G --cmr 0x100000000-8G --keyids 31 --metadata \
-                          9100000100000008=1 --metadata 0x9900000100000008=absent --slow SYS.INIT=50")
+                          9100000100000008=1 --metadata 0x9900000100000008=absent --slow SYS.INIT=50 \
+                          --latency all=20 --latency SYS.INIT=0")
         .unwrap();
         assert_eq!(parsed.memory, Some(64 << 30));
         assert_eq!(parsed.cmr, [(1 << 20, 2 << 30), (4 << 30, 8 << 30)]);
@@ -330,6 +370,9 @@ mod tests {
             ]
         );
         assert_eq!(parsed.slow, [(33, 50)]);
+        let at = run("--at f=nmi --at g:7=nmi").unwrap().at;
+        assert_eq!(at, [("f".into(), 1), ("g".into(), 7)]);
+        assert_eq!(parsed.latency, [(None, 20), (Some(33), 0)]);
     }
 
     #[test]
@@ -338,6 +381,8 @@ mod tests {
             ("--memory 5X", "5X"),
             ("--cmr 2G-1G", "above the start"),
             ("--inject TDH.NO=SYS_BUSY", "no leaf is called"),
+            ("--latency TDH.NO=1", "no leaf is called"),
+            ("--latency all=x", "microseconds"),
             ("--inject SYS.INIT=WRONG", "no status is called"),
             ("--allow nonsense", "converted-dirty"),
             ("--profile 9", "1.5.01"),
@@ -346,7 +391,9 @@ mod tests {
             ("--pamt-entry-size 1,2", "one number"),
             ("--shell --quiet", "cannot be used with"),
             ("--count-symbols a[", "invalid"),
-            ("--system-map f", "--count-symbols"),
+            ("--at f=irq", "=nmi"),
+            ("--at f:0=nmi", "number of a call"),
+            ("--next-script f", "--script"),
         ] {
             let error = run(args).unwrap_err();
             assert!(error.contains(part), "{args}: {error}");

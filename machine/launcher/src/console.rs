@@ -2,13 +2,15 @@
 
 //! Reading the guest's console: what its lines say about the run.
 
-use crate::initramfs::RESULT;
+use crate::initramfs::{NEXT, RESULT};
 
 /// Something the console told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sign {
     /// Init reports the exit status of the script.
     Result(i32),
+    /// Init of the next kernel runs: what the kernel before said does not count any more.
+    NextKernel,
     /// The kernel panicked, with this message.
     Panic(String),
     /// The kernel switches the machine off.
@@ -18,9 +20,14 @@ pub enum Sign {
 }
 
 impl Sign {
-    /// The guest has nothing more to do after this.
-    pub fn is_final(&self) -> bool {
-        matches!(self, Sign::Result(_) | Sign::Panic(_))
+    /// The guest has nothing more to do after this. `next` says that a kernel that panics may start
+    /// another one.
+    pub fn is_final(&self, next: bool) -> bool {
+        match self {
+            Sign::Result(_) => true,
+            Sign::Panic(_) => !next,
+            _ => false,
+        }
     }
 }
 
@@ -56,6 +63,9 @@ impl Watcher {
 fn sign(line: &str) -> Option<Sign> {
     if let Some((_, rest)) = line.split_once(PANIC) {
         return Some(Sign::Panic(rest.trim().to_owned()));
+    }
+    if line.contains(NEXT) {
+        return Some(Sign::NextKernel);
     }
     if line.contains(POWER_DOWN) {
         return Some(Sign::PowerDown);
@@ -97,10 +107,19 @@ mod tests {
     }
 
     #[test]
+    fn panic_is_final_unless_it_starts_a_kernel() {
+        let panic = Sign::Panic(String::new());
+        assert!(panic.is_final(false) && !panic.is_final(true));
+        assert!(Sign::Result(0).is_final(true));
+        let signs = Watcher::default().feed(b"[ 1.0] x TDX-MACHINE-NEXT-KERNEL\r\n");
+        assert_eq!(signs, [Sign::NextKernel]);
+    }
+
+    #[test]
     fn power_down_is_not_the_last_word() {
         let signs = Watcher::default().feed(b"[    1.5] reboot: Power down\r\n");
         assert_eq!(signs, [Sign::PowerDown]);
-        assert!(!signs[0].is_final());
+        assert!(!signs[0].is_final(false));
     }
 
     #[test]

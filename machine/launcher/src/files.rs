@@ -62,17 +62,18 @@ impl Directory {
 }
 
 pub(crate) fn initramfs(run: &Run) -> Result<Vec<u8>, Error> {
+    let next = run.next_script.as_deref().map(read).transpose()?;
     let work = match &run.script {
         _ if run.shell => Work::Shell,
-        None => Work::Script(b"true\n".to_vec()),
+        None => Work::Script(b"true\n".to_vec(), None),
         Some(path) if path == Path::new("-") => {
             let mut script = Vec::new();
             std::io::stdin()
                 .read_to_end(&mut script)
                 .map_err(machine_error(path))?;
-            Work::Script(script)
+            Work::Script(script, next)
         }
-        Some(path) => Work::Script(read(path)?),
+        Some(path) => Work::Script(read(path)?, next),
     };
     let extras = run
         .file

@@ -50,7 +50,7 @@ pub(crate) fn supervise(run: &Run, arguments: &[String], out: &Path) -> Result<W
     } else {
         Some(Duration::from_secs(run.timeout))
     };
-    let watched = watch(&mut child, &signs, timeout);
+    let watched = watch(&mut child, &signs, timeout, run.next_script.is_some());
     for thread in threads {
         let _ = thread.join();
     }
@@ -128,11 +128,13 @@ impl Watched {
     }
 }
 
-/// Waits for QEMU to end, and makes it when the time is up or the guest has nothing more to do.
+/// Waits for QEMU to end, and makes it when the time is up or the guest has nothing more to do. `next`
+/// says that the guest is to start another kernel.
 fn watch(
     child: &mut Child,
     signs: &Receiver<Sign>,
     timeout: Option<Duration>,
+    next: bool,
 ) -> std::io::Result<Watched> {
     const POLL: Duration = Duration::from_millis(50);
     let started = Instant::now();
@@ -156,7 +158,7 @@ fn watch(
         }
         match signs.recv_timeout(POLL) {
             Ok(sign) => {
-                grace = grace.or_else(|| sign.is_final().then(Instant::now));
+                grace = grace.or_else(|| sign.is_final(next).then(Instant::now));
                 seen.push(sign);
             }
             Err(RecvTimeoutError::Disconnected) if !closed => closed = true,
@@ -185,17 +187,21 @@ fn terminate(child: &mut Child) -> std::io::Result<ExitStatus> {
     child.wait()
 }
 
-/// How the run ended: by what the guest said, and without a word from it by how QEMU ended.
+/// How the run ended: by what the guest's last kernel said, and without a word from it by how QEMU
+/// ended.
 pub(crate) fn verdict(watched: &Watched, interactive: bool) -> End {
-    let panic = watched.signs.iter().find_map(|sign| match sign {
+    let all = &watched.signs;
+    let last = all.iter().rposition(|sign| *sign == Sign::NextKernel);
+    let signs = &all[last.unwrap_or(0)..];
+    let panic = signs.iter().find_map(|sign| match sign {
         Sign::Panic(text) => Some(text.clone()),
         _ => None,
     });
-    let result = watched.signs.iter().find_map(|sign| match sign {
+    let result = signs.iter().find_map(|sign| match sign {
         Sign::Result(status) => Some(*status),
         _ => None,
     });
-    let off = watched.signs.contains(&Sign::PowerDown);
+    let off = signs.contains(&Sign::PowerDown);
     match (panic, result) {
         (Some(text), _) => End::Panic(text),
         (None, Some(status)) if off => End::Script(status),
@@ -232,7 +238,11 @@ mod tests {
             end(&[Sign::Result(0), panic.clone()], false),
             End::Panic("x".into())
         );
-        assert_eq!(end(&[panic], true), End::Panic("x".into()));
+        let (first, next) = ([panic.clone()], [panic.clone(), Sign::NextKernel]);
+        assert_eq!(end(&first, true), End::Panic("x".into()));
+        assert_eq!(end(&next, true), End::Timeout);
+        let next = [&next[..], &[Sign::Result(0), off.clone()]].concat();
+        assert_eq!(end(&next, false), End::Script(0), "of the next kernel");
         assert_eq!(end(&[off], false), End::Poweroff);
     }
 
@@ -251,7 +261,7 @@ mod tests {
     fn process_is_ended_when_the_time_is_up() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let (_sender, signs) = channel();
-        let seen = watch(&mut child, &signs, Some(Duration::from_millis(100))).unwrap();
+        let seen = watch(&mut child, &signs, Some(Duration::from_millis(100)), false).unwrap();
         assert!(seen.timed_out && seen.exit.signal() == Some(15));
     }
 }

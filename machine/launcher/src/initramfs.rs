@@ -4,12 +4,20 @@
 //!
 //! Init mounts the usual file systems, runs the script as root, prints its exit status behind
 //! [`RESULT`] on the console and powers off.
+//!
+//! If the script is to start another kernel, there is a second script for that one, and init packs the
+//! root, as long as it is as the archive made it, into an archive for it. Which kernel it is says a
+//! parameter of the kernel, `tdx_machine.kernel=NUMBER`; without it, it is the first.
 
 /// What init prints before the exit status of the script.
 pub const RESULT: &str = "TDX-MACHINE-RESULT";
+/// What init prints when it runs the script for the next kernel.
+pub const NEXT: &str = "TDX-MACHINE-NEXT-KERNEL";
 
 /// Where the script lies in the guest.
 const SCRIPT: &str = "tdx-machine/script";
+/// The script for the next kernel, if there is to be one.
+const NEXT_SCRIPT: &str = "tdx-machine/next-script";
 /// Present when the user wants a shell instead.
 const SHELL: &str = "tdx-machine/shell";
 
@@ -23,13 +31,32 @@ mount -t devtmpfs devtmpfs /dev 2>/dev/null
 mount -t tmpfs tmpfs /tmp 2>/dev/null
 mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
 exec 0</dev/console 1>/dev/console 2>&1
+number=$(sed -n 's/.*tdx_machine\.kernel=\([0-9]*\).*/\1/p' /proc/cmdline)
+export TDX_MACHINE_KERNEL=${number:-1}
+script=/tdx-machine/script next=/tdx-machine/next-script
+if [ -e $next ]; then
+    # Not after a crash: there the memory is needed for other things.
+    [ -e /proc/vmcore ] || (
+        cd /
+        { find . -xdev ! -path ./tmp/initramfs; echo ./dev/console; } |
+            cpio -o -H newc >/tmp/initramfs 2>/dev/null
+    )
+    if [ "$TDX_MACHINE_KERNEL" -gt 1 ]; then
+        script=$next
+        for i in 1 2 3; do echo; echo TDX-MACHINE-NEXT-KERNEL; done
+    fi
+fi
 if [ -e /tdx-machine/shell ]; then
     echo "Type 'exit' to switch the machine off."
     setsid cttyhack sh
     status=0
 else
-    sh /tdx-machine/script
+    sh $script
     status=$?
+    if [ -e $next ] && [ $script != $next ] && [ $status = 0 ]; then
+        echo "The script has ended, but not started another kernel."
+        status=1
+    fi
 fi
 # Three times, because kernel messages may cut a line in two.
 for i in 1 2 3; do
@@ -42,8 +69,8 @@ poweroff -f
 /// What init does after mounting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Runs this shell script.
-    Script(Vec<u8>),
+    /// Runs this shell script, and in a kernel started by it the second one.
+    Script(Vec<u8>, Option<Vec<u8>>),
     /// Gives the user a shell on the console.
     Shell,
 }
@@ -69,7 +96,12 @@ pub fn build(busybox: &[u8], work: &Work, extras: &[Extra]) -> Vec<u8> {
     cpio.file("init", 0o755, INIT.as_bytes());
     cpio.directory("tdx-machine");
     match work {
-        Work::Script(script) => cpio.file(SCRIPT, 0o755, script),
+        Work::Script(script, next) => {
+            cpio.file(SCRIPT, 0o755, script);
+            if let Some(next) = next {
+                cpio.file(NEXT_SCRIPT, 0o755, next);
+            }
+        }
         Work::Shell => cpio.file(SHELL, 0o644, b""),
     }
     for extra in extras {
@@ -187,7 +219,8 @@ mod tests {
             data: b"abc".to_vec(),
             mode: 0o640,
         };
-        let archive = build(b"BB", &Work::Script(b"true".to_vec()), &[extra]);
+        let work = Work::Script(b"true".to_vec(), Some(b"false".to_vec()));
+        let archive = build(b"BB", &work, &[extra]);
         assert_eq!(archive.len() % 512, 0);
         let entries = list(&archive);
         let find = |name: &str| {
@@ -198,6 +231,7 @@ mod tests {
         };
         assert_eq!(find("bin/busybox"), Some((0o100_755, &b"BB"[..])));
         assert_eq!(find(SCRIPT), Some((0o100_755, &b"true"[..])));
+        assert_eq!(find(NEXT_SCRIPT), Some((0o100_755, &b"false"[..])));
         assert_eq!(find("opt/data"), Some((0o040_755, &b""[..])));
         assert_eq!(find("opt/data/x"), Some((0o100_640, &b"abc"[..])));
         assert_eq!(find("dev/console"), Some((0o020_600, &b""[..])));
@@ -205,7 +239,9 @@ mod tests {
     }
 
     #[test]
-    fn init_prints_the_marker_that_the_launcher_waits_for() {
-        assert!(INIT.contains(RESULT));
+    fn init_knows_the_markers_and_the_files() {
+        for word in [RESULT, NEXT, SCRIPT, NEXT_SCRIPT, SHELL] {
+            assert!(INIT.contains(word), "{word}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use crate::units::show;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tdx_platform::counts::CallCounts;
+use tdx_platform::kernels::KernelSummary;
 use tdx_platform::summary::Summary;
 use tdx_platform::tds::GuestSummary;
 
@@ -151,6 +152,11 @@ pub fn report(
             show(summary.released_bytes)
         ),
     );
+    if summary.kernels.len() > 1 {
+        for (number, kernel) in (1..).zip(&summary.kernels) {
+            line(&format!("kernel {number}"), kernel_account(kernel));
+        }
+    }
     if summary.tds_created > 0 {
         line("TDs", tds(summary));
     }
@@ -174,6 +180,17 @@ pub fn report(
     }
     line("violations", violations(summary));
     text
+}
+
+fn kernel_account(kernel: &KernelSummary) -> String {
+    format!(
+        "{} SEAMCALLs, {} converted, {} released; left {} private, {} CPUs not flushed",
+        kernel.seamcalls,
+        show(kernel.converted_bytes.iter().sum()),
+        show(kernel.released_bytes),
+        show(kernel.private_bytes.values().sum()),
+        kernel.dirty_cpus.len()
+    )
 }
 
 fn instructions(name: &str, counts: &CallCounts) -> String {
@@ -282,6 +299,12 @@ mod tests {
             failures: 2,
             ..GuestSummary::default()
         }];
+        let kernel = KernelSummary {
+            seamcalls: 77,
+            dirty_cpus: vec![1],
+            ..KernelSummary::default()
+        };
+        summary.kernels = vec![kernel, KernelSummary::default()];
         let text = report(
             &End::Timeout,
             Some(&summary),
@@ -297,6 +320,8 @@ mod tests {
             "3 created, 0 left, 8 entries",
             "2 expectations not met",
             "4 KB not converted",
+            "kernel 1     77 SEAMCALLs",
+            "1 CPUs not flushed",
             "WARNING: x",
             "5 / 6 / 70 in 7 calls, 2 more interrupted",
         ] {

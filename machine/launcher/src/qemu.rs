@@ -112,7 +112,7 @@ fn kernel_arguments(run: &Run, setup: &Setup) -> Result<String, String> {
     if !run.hibernation {
         words.push("nohibernate");
     }
-    if !run.count_symbols.is_empty() {
+    if run.needs_symbols() {
         // The addresses of the functions are those of the build.
         words.push("nokaslr");
     }
@@ -250,10 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn counted_functions_stay_where_they_were_linked() {
+    fn functions_that_are_looked_up_stay_where_they_were_linked() {
         assert!(!qemu("", None).unwrap().contains("nokaslr"));
-        let line = qemu("--count-symbols f", None).unwrap();
-        assert!(line.contains("nokaslr"), "{line}");
+        for option in ["--count-symbols f", "--at f=nmi"] {
+            let line = qemu(option, None).unwrap();
+            assert!(line.contains("nokaslr"), "{line}");
+        }
     }
 
     #[test]

@@ -9,12 +9,13 @@ use crate::outcome::{End, report};
 use crate::qemu::{self, Files};
 use crate::setup::{Setup, setup};
 use crate::symbols;
+use glob::Pattern;
 use serde_json::Value;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tdx_platform::counts::Function;
+use tdx_platform::nmi::NmiPlace;
 use tdx_platform::script::Script;
 use tdx_platform::summary::Summary;
 
@@ -42,8 +43,8 @@ pub fn run(run: &Run) -> Result<u8, Error> {
     if let Some(path) = &run.td_script {
         setup.config.td_script = td_script(path)?;
     }
-    if !run.count_symbols.is_empty() {
-        setup.config.counted = counted(run)?;
+    if run.needs_symbols() {
+        add_symbols(run, &mut setup)?;
     }
     let image = files::initramfs(run)?;
     if !run.kernel.is_file() {
@@ -66,8 +67,8 @@ pub fn run(run: &Run) -> Result<u8, Error> {
     Ok(status)
 }
 
-/// The kernel functions to count.
-fn counted(run: &Run) -> Result<Vec<Function>, Error> {
+/// Looks up the kernel functions to count, and those at which an NMI comes.
+fn add_symbols(run: &Run, setup: &mut Setup) -> Result<(), Error> {
     let path = run
         .system_map
         .clone()
@@ -78,8 +79,21 @@ fn counted(run: &Run) -> Result<Vec<Function>, Error> {
             "there is no System.map with {kernel}: give --system-map"
         ))
     })?;
-    symbols::find(&run.count_symbols, &files::read_text(&path)?)
-        .map_err(|e| Error::Usage(format!("{}: {e}", path.display())))
+    let map = files::read_text(&path)?;
+    let find = |patterns: &[Pattern]| {
+        symbols::find(patterns, &map).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))
+    };
+    setup.config.counted = find(&run.count_symbols)?;
+    for (name, call) in &run.at {
+        let name = Pattern::new(&Pattern::escape(name)).map_err(|e| Error::Usage(e.to_string()))?;
+        let places = find(&[name])?;
+        let place = |function| NmiPlace {
+            function,
+            call: *call,
+        };
+        setup.config.nmis.extend(places.into_iter().map(place));
+    }
+    Ok(())
 }
 
 /// The program of the TDs.

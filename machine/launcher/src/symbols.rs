@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which kernel functions are counted: names and addresses from the kernel's `System.map`.
+//! Where kernel functions lie: names and addresses from the kernel's `System.map`.
 
 use glob::Pattern;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@
 //! from a [`MachineConfig`](config::MachineConfig) and owns a [`Module`](tdx_module::Module) of the
 //! neighbouring crate, which answers the SEAMCALLs; `seamldr` replaces it at run time. What it judges: `private` knows which lines are
 //! private, `lp` whose caches may hold them, `violation` names what a host must not do. What it
-//! tells: `trace`, `summary` and `counts`. What it does on command: `inject`, and inside its TDs: `script`, with
+//! tells: `trace`, `summary`, `kernels` and `counts`. What it does on command: `inject`, `nmi`, and inside its TDs: `script`, with
 //! `tds` for where they are.
 //!
 //! No QEMU and no `unsafe` here, so all of it is tested by itself.
@@ -17,10 +17,13 @@
 pub mod config;
 pub mod counts;
 pub mod cpuid;
+mod handover;
 pub mod inject;
+pub mod kernels;
 pub mod lp;
 mod machine;
 pub mod msr;
+pub mod nmi;
 pub mod operands;
 pub mod private;
 pub mod script;

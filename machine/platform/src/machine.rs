@@ -11,11 +11,13 @@ use crate::config::MachineConfig;
 use crate::counts::Counts;
 use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
+use crate::kernels::Kernels;
 use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
+use crate::nmi::Nmis;
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
-use crate::summary::{CpuSummary, Progress, Summary};
+use crate::summary::{CpuSummary, Moment, Progress, Summary};
 use crate::tds::Tds;
 use crate::trace::Trace;
 use crate::violation::{Kind, Violation};
@@ -24,6 +26,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tdx_module::Module;
 
 /// Where the machine is: which processor executes what, with what privilege.
@@ -35,6 +38,8 @@ pub struct At {
     pub rip: u64,
     /// Current privilege level, 0 to 3.
     pub cpl: u8,
+    /// Kernel instructions that all processors together have executed, if they are counted.
+    pub executed: u64,
 }
 
 /// Memory and processors: what conversions and flushes are judged by.
@@ -42,6 +47,7 @@ pub(crate) struct State {
     pub(crate) lps: Vec<Lp>,
     pub(crate) private: PrivateMap,
     pub(crate) progress: Progress,
+    pub(crate) kernels: Kernels,
     /// Time of the last TDH.PHYMEM.CACHE.WB by package and KeyID.
     pub(crate) write_backs: BTreeMap<(usize, u16), u64>,
     pub(crate) tds: Tds,
@@ -90,6 +96,8 @@ pub struct Machine {
     pub(crate) injector: Mutex<Injector>,
     pub(crate) report: Mutex<Report>,
     counts: Mutex<Counts>,
+    nmis: Mutex<Nmis>,
+    switched_on: Instant,
 }
 
 /// A panic while a lock was held must not take the guest down with it.
@@ -127,6 +135,7 @@ impl Machine {
                 lps: vec![Lp::default(); config.cpus as usize],
                 private: PrivateMap::default(),
                 progress: Progress::default(),
+                kernels: Kernels::new(config.cpus),
                 write_backs: BTreeMap::new(),
                 tds: Tds::default(),
                 taken: None,
@@ -138,8 +147,18 @@ impl Machine {
                 log,
             }),
             counts: Mutex::new(Counts::new(config.counted.clone(), config.cpus)),
+            nmis: Mutex::new(Nmis::new(&config.nmis)),
+            switched_on: Instant::now(),
             config,
         })
+    }
+
+    /// The moment in which the processor `at` names is now.
+    pub(crate) fn moment(&self, at: At) -> Moment {
+        Moment {
+            micros: u64::try_from(self.switched_on.elapsed().as_micros()).unwrap_or(u64::MAX),
+            executed: at.executed,
+        }
     }
 
     /// The configuration given to [`Machine::new`].
@@ -179,6 +198,8 @@ impl Machine {
         *lock(&self.last_module) = None;
         *lock(&self.seamldr) = Seamldr::new(self.config.seamldr.clone());
         let mut state = lock(&self.state);
+        let left = state.left(self.config.erratum);
+        state.kernels.reset(left);
         state.lps.iter_mut().for_each(Lp::reset);
         state.private = PrivateMap::default();
         self.coarse.clear();
@@ -248,6 +269,18 @@ impl Machine {
     /// WBINVD in CPL 0. WBNOINVD writes back as well, so it counts the same.
     pub fn wbinvd(&self, lp: u32) {
         self.with_lp(lp, Lp::flush);
+        lock(&self.state).kernels.wbinvd(lp);
+    }
+
+    /// A processor is at an instruction at which NMIs may come (the places in the configuration).
+    /// Answers whether one does.
+    pub fn nmi_comes(&self, at: At) -> bool {
+        let Some(place) = lock(&self.nmis).reach(at.rip) else {
+            return false;
+        };
+        let details = json!({ "function": place.function.name, "call": place.call });
+        self.event("nmi", at.lp, details);
+        true
     }
 
     /// MOVDIR64B wrote the line at `pa`: it is ordinary memory now.
@@ -264,6 +297,8 @@ impl Machine {
             state.taken.get_or_insert(pa);
         }
         let converted = state.private.release(line);
+        let pamt = area.owner == Owner::Pamt;
+        state.kernels.converted(at.lp, converted, pamt);
         drop(state);
         lock(&self.report).summary.converted_bytes += converted;
         if !dirty.is_empty() {
@@ -359,11 +394,10 @@ impl Machine {
 
     /// Ends the trace and sums up.
     pub fn finish(&self) -> Summary {
-        let (bring_up, totals, cpus, unconverted, tds, guests) = {
+        let (bring_up, totals, cpus, unconverted, tds, guests, kernels) = {
             let mut state = lock(&self.state);
-            if !self.config.erratum {
-                state.private.forget_unused();
-            }
+            let left = state.left(self.config.erratum);
+            let kernels = state.kernels.report(left);
             let cpus = (0..)
                 .zip(&state.lps)
                 .map(|(n, lp)| CpuSummary::new(self.config.package_of(n), lp));
@@ -374,9 +408,11 @@ impl Machine {
                 state.private.unconverted(),
                 state.tds.count(),
                 state.tds.guests(),
+                kernels,
             )
         };
-        let unused = lock(&self.injector).unused();
+        let mut unused = lock(&self.injector).unused();
+        unused.extend(lock(&self.nmis).unused());
         let instructions = self.counts().report();
         let mut report = lock(&self.report);
         report.trace.flush(None);
@@ -384,6 +420,7 @@ impl Machine {
         summary.bring_up = bring_up;
         summary.set_private(totals);
         summary.cpus = cpus;
+        summary.kernels = kernels;
         summary.unconverted_bytes = unconverted;
         (summary.tds_created, summary.tds_alive) = tds;
         summary.guests = guests;

@@ -176,6 +176,12 @@ impl PrivateMap {
         (end > range.start && start < range.end).then_some((start, end, area))
     }
 
+    /// The lowest private address, and why it is private.
+    pub fn first(&self) -> Option<(u64, Area)> {
+        let (&start, &(_, area)) = self.areas.first_key_value()?;
+        Some((start, area))
+    }
+
     /// Private bytes per owner.
     pub fn totals(&self) -> BTreeMap<Owner, u64> {
         let mut totals = BTreeMap::new();
@@ -305,6 +311,7 @@ mod tests {
         map.mark(0x1000..0x2000, PAGE);
         assert_eq!(map.runs(), 3);
         assert_eq!(map.find(0x1000..0x1040), Some(PAGE));
+        assert_eq!(map.first(), Some((0, PAMT)));
         assert_eq!(
             map.totals(),
             BTreeMap::from([(Owner::Pamt, 0x2000), (Owner::TdMemory, 0x1000)])

@@ -3,6 +3,7 @@
 //! What is left to say when the machine is switched off.
 
 use crate::counts::CallCounts;
+use crate::kernels::KernelSummary;
 use crate::lp::Lp;
 use crate::operands::Tdmr;
 use crate::private::Owner;
@@ -21,6 +22,19 @@ pub struct LeafCalls {
     pub injected: u64,
     /// Calls by the name of their result.
     pub results: BTreeMap<String, u64>,
+    /// When the first call began.
+    pub first: Moment,
+    /// When the last call so far ended.
+    pub last: Moment,
+}
+
+/// A moment in the life of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Microseconds since it was switched on, by the host's clock.
+    pub micros: u64,
+    /// Kernel instructions that all processors together had executed, if functions are counted.
+    pub executed: u64,
 }
 
 /// How far TDX bring-up got, from what the module was asked and answered.
@@ -69,6 +83,9 @@ pub struct Summary {
     pub guests: Vec<GuestSummary>,
     /// Instructions that calls of the counted functions took, by name.
     pub instructions: BTreeMap<String, CallCounts>,
+    /// What each kernel that ran did and left behind, in order.
+    #[serde(default)]
+    pub kernels: Vec<KernelSummary>,
     /// State of each logical processor at the end.
     pub cpus: Vec<CpuSummary>,
     /// Violations that fail the run, by kind.
@@ -111,9 +128,20 @@ impl CpuSummary {
 const FULL_VIOLATIONS: usize = 20;
 
 impl Summary {
-    pub(crate) fn count_call(&mut self, leaf: String, ending: Ending, injected: bool) {
+    /// Counts a call that began at `first` and ended at `last`.
+    pub(crate) fn count_call(
+        &mut self,
+        leaf: String,
+        ending: Ending,
+        injected: bool,
+        (first, last): (Moment, Moment),
+    ) {
         self.seamcalls += 1;
-        let calls = self.leaves.entry(leaf).or_default();
+        let calls = self.leaves.entry(leaf).or_insert_with(|| LeafCalls {
+            first,
+            ..LeafCalls::default()
+        });
+        calls.last = last;
         calls.calls += 1;
         calls.injected += u64::from(injected);
         *calls.results.entry(ending.name()).or_default() += 1;
@@ -133,16 +161,21 @@ impl Summary {
 
     pub(crate) fn set_private(&mut self, totals: BTreeMap<Owner, u64>) {
         self.private_pages = totals.values().map(|bytes| bytes.div_ceil(4096)).sum();
-        self.private_bytes = totals
-            .into_iter()
-            .map(|(owner, bytes)| (owner.name().to_owned(), bytes))
-            .collect();
+        self.private_bytes = by_name(totals);
     }
 
     /// Number of violations of `kind` that fail the run.
     pub fn violations_of(&self, kind: Kind) -> u64 {
         self.violations.get(kind.name()).copied().unwrap_or(0)
     }
+}
+
+/// Bytes by the name of what they are used for.
+pub(crate) fn by_name(totals: BTreeMap<Owner, u64>) -> BTreeMap<String, u64> {
+    let named = totals
+        .into_iter()
+        .map(|(owner, n)| (owner.name().into(), n));
+    named.collect()
 }
 
 /// Follows TDH.SYS.CONFIG and TDH.SYS.TDMR.INIT.

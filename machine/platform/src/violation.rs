@@ -23,6 +23,10 @@ pub enum Kind {
     TdMisuse,
     /// Two processors called the P-SEAMLDR at once, which fails for one of them.
     SeamldrRace,
+    /// The next kernel was started while memory was private on a machine with the erratum.
+    PrivateLeft,
+    /// The next kernel was started while a processor's cache might hold private lines dirty.
+    DirtyLeft,
     /// Private memory was written by something else than MOVDIR64B (only seen with memory watching).
     PrivateWrite,
     /// Private memory was read with KeyID 0 (only seen with memory watching).
@@ -31,13 +35,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of the documentation.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::ConvertedDirty,
         Kind::SeamcallFault,
         Kind::PlanRejected,
         Kind::ConvertedInUse,
         Kind::TdMisuse,
         Kind::SeamldrRace,
+        Kind::PrivateLeft,
+        Kind::DirtyLeft,
         Kind::PrivateWrite,
         Kind::PrivateRead,
     ];
@@ -51,6 +57,8 @@ impl Kind {
             Kind::ConvertedInUse => "converted-in-use",
             Kind::TdMisuse => "td-misuse",
             Kind::SeamldrRace => "seamldr-race",
+            Kind::PrivateLeft => "private-left",
+            Kind::DirtyLeft => "dirty-left",
             Kind::PrivateWrite => "private-write",
             Kind::PrivateRead => "private-read",
         }

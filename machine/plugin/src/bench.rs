@@ -115,9 +115,14 @@ impl Bench {
 
     /// Executes `code`.
     pub(crate) fn run(&mut self, code: &[u8]) -> Next {
-        let (op, len) = decode(code, RIP).unwrap();
+        self.run_at(code, RIP)
+    }
+
+    /// Executes `code`, which lies at `rip`.
+    pub(crate) fn run_at(&mut self, code: &[u8], rip: u64) -> Next {
+        let (op, len) = decode(code, rip).unwrap();
         let len = len as u64;
-        execute(&mut self.step(), Insn { op, rip: RIP, len })
+        execute(&mut self.step(), Insn { op, rip, len })
     }
 
     /// The callback on the instruction at `rip`, if it comes after a question.

@@ -94,7 +94,7 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
         Op::Iretq => {}
         Op::Cpuid => step.note_cpuid(insn),
         _ if !step.long_mode() => {}
-        Op::Lidt(mem) => step.vcpu.tables.idt = step.table_base(mem).or(step.vcpu.tables.idt),
+        Op::Lidt(mem) => step.lidt(insn, mem),
         Op::Lgdt(mem) => step.vcpu.tables.gdt = step.table_base(mem).or(step.vcpu.tables.gdt),
         Op::Ltr(operand) => step.vcpu.tables.tr = step.selector(operand).or(step.vcpu.tables.tr),
         Op::Seamcall => return step.seamcall(insn),
@@ -121,6 +121,22 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
         Op::ReadCr4(reg) => step.read_cr4(insn, reg),
     }
     Next::Native
+}
+
+/// The vCPU is at an instruction at which an NMI may come, at `rip`.
+pub fn nmi(step: &mut Step, rip: u64) -> Next {
+    let at = step.at(rip);
+    if at.cpl > 0 || !step.machine.nmi_comes(at) {
+        return Next::Native;
+    }
+    match fault::deliver_nmi(step.cpu, &step.vcpu.tables, rip) {
+        Some(handler) => Next::Handler(handler),
+        None => {
+            let why = "an NMI cannot be delivered (no LIDT, LGDT or LTR seen)";
+            step.machine.unsupported(at, why);
+            Next::Native
+        }
+    }
 }
 
 /// Corrects what QEMU did at the instruction before the one at `rip`.
@@ -170,17 +186,18 @@ impl Step<'_> {
         self.cpu.reg(Reg::Efer) & LMA != 0
     }
 
-    fn at(&self, insn: Insn) -> At {
+    fn at(&self, rip: u64) -> At {
         At {
             lp: self.index,
-            rip: insn.rip,
+            rip,
             cpl: self.cpl(),
+            executed: self.cpu.executed(),
         }
     }
 
     /// Notes that `insn` is not done as hardware would.
     pub(crate) fn unsupported(&self, insn: Insn, what: &str) {
-        self.machine.unsupported(self.at(insn), what);
+        self.machine.unsupported(self.at(insn.rip), what);
     }
 
     fn gpr(&self, number: u8) -> u64 {
@@ -216,6 +233,13 @@ impl Step<'_> {
 
     fn table_base(&self, mem: MemOperand) -> Option<u64> {
         crate::cpu::read_u64(self.cpu, self.address(mem).wrapping_add(2))
+    }
+
+    fn lidt(&mut self, insn: Insn, mem: MemOperand) {
+        self.vcpu.tables.idt = self.table_base(mem).or(self.vcpu.tables.idt);
+        if self.cpl() == 0 {
+            self.machine.lidt(self.at(insn.rip));
+        }
     }
 
     fn selector(&self, operand: RegOrMem) -> Option<u16> {
@@ -269,7 +293,7 @@ impl Step<'_> {
             self.unsupported(insn, "MOVDIR64B operand is not mapped, so #UD");
             return Next::Native;
         };
-        self.machine.movdir64b(self.at(insn), pa);
+        self.machine.movdir64b(self.at(insn.rip), pa);
         Next::Done(None)
     }
 

@@ -21,6 +21,8 @@ pub struct Tables {
     pub tr: Option<u16>,
 }
 
+/// Non-maskable interrupt.
+const NMI: u8 = 2;
 /// Invalid opcode.
 pub const UD: u8 = 6;
 /// General protection.
@@ -36,6 +38,18 @@ const CLEARED: u64 = 1 << 8 | 1 << 14 | RF | 1 << 17;
 /// Returns the address of the handler, where the vCPU has to go on, or `None` if the tables are
 /// unknown or the gate unusable; registers are unchanged then.
 pub fn deliver(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64) -> Option<u64> {
+    enter(cpu, tables, vector, rip, true)
+}
+
+/// Enters the handler of NMIs, in front of the instruction at `rip`.
+///
+/// NMIs are not blocked meanwhile, as they would be on hardware. Returns what [`deliver`] does.
+pub fn deliver_nmi(cpu: &mut dyn Cpu, tables: &Tables, rip: u64) -> Option<u64> {
+    enter(cpu, tables, NMI, rip, false)
+}
+
+/// Enters the handler of `vector`; `fault` says that it gets an error code, 0, and RF in RFLAGS.
+fn enter(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64, fault: bool) -> Option<u64> {
     let (low, handler) = gate(cpu, tables, vector)?;
     let (cs, ss) = (cpu.reg(Reg::Cs), cpu.reg(Reg::Ss));
     let (rsp, flags) = (cpu.reg(Reg::Rsp), cpu.reg(Reg::Eflags));
@@ -44,9 +58,11 @@ pub fn deliver(cpu: &mut dyn Cpu, tables: &Tables, vector: u8, rip: u64) -> Opti
         (0, _) => read_u64(cpu, tss(cpu, tables)? + 4)?,
         (ist, _) => read_u64(cpu, tss(cpu, tables)? + 28 + 8 * ist)?,
     };
-    let frame = (top & !15).checked_sub(48)?;
-    let words = [0, rip, cs, flags | RF | 2, rsp, ss];
-    if !cpu.write_virt(frame, &bytes(&words)) {
+    let resume = if fault { RF } else { 0 };
+    let words = bytes(&[0, rip, cs, flags | resume | 2, rsp, ss]);
+    let words = if fault { &words[..] } else { &words[8..] };
+    let frame = (top & !15).checked_sub(words.len() as u64)?;
+    if !cpu.write_virt(frame, words) {
         return None;
     }
     cpu.set_reg(Reg::Rsp, frame);
@@ -148,6 +164,21 @@ mod tests {
         let mut cpu = machine(1, 0);
         assert_eq!(deliver(&mut cpu, &TABLES, GP, 1), Some(HANDLER));
         assert_eq!(cpu.reg(Reg::Rsp), 0x8000 - 48);
+    }
+
+    #[test]
+    fn nmi_has_no_error_code_and_may_have_a_stack() {
+        let mut cpu = machine(1, 0);
+        let mut gate = [0; 16];
+        cpu.read_virt(0x1000 + 13 * 16, &mut gate);
+        cpu.write_virt(0x1000 + 2 * 16, &gate);
+        assert_eq!(deliver_nmi(&mut cpu, &TABLES, 0xabcd), Some(HANDLER));
+        let rsp = cpu.reg(Reg::Rsp);
+        assert_eq!(rsp, 0x8000 - 40);
+        let frame: Vec<_> = (0..5)
+            .map(|i| read_u64(&cpu, rsp + 8 * i).unwrap())
+            .collect();
+        assert_eq!(frame, [0xabcd, 0x10, 0x246, 0x5fe8, 0x18]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::decode::{self, Op};
 use crate::emulate::{Insn, Vcpu};
 use crate::trap::{Handlers, IretSites};
 use count::Scoreboard;
-use execute::{on_after_answer, on_handler, on_insn, on_undefined};
+use execute::{on_after_answer, on_handler, on_insn, on_nmi_place, on_undefined};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -206,6 +206,11 @@ struct Qemu<'a> {
 }
 
 impl Cpu for Qemu<'_> {
+    fn executed(&self) -> u64 {
+        let scoreboard = SHARED.get().and_then(|shared| shared.scoreboard.as_ref());
+        scoreboard.map_or(0, Scoreboard::total)
+    }
+
     fn reg(&self, reg: Reg) -> u64 {
         let array = buffer(&[]);
         let handle = self.handles[reg as usize] as *mut c_void;
@@ -444,6 +449,10 @@ fn translate(
     if after_answer || missed {
         register(on_after_answer, CB_RW_REGS, va as *mut c_void);
     }
+    let nmis = &shared.machine.config().nmis;
+    if nmis.iter().any(|place| place.function.address == va) {
+        register(on_nmi_place, CB_RW_REGS_PC, va as *mut c_void);
+    }
     if first && shared.handlers.contains(va) {
         register(on_handler, CB_RW_REGS_PC, none);
     }
@@ -531,7 +540,7 @@ unsafe extern "C" fn on_memory(vcpu: c_uint, info: u32, va: u64, data: *mut c_vo
             let at = At {
                 lp: vcpu,
                 rip: data as u64,
-                cpl: 0,
+                ..At::default()
             };
             shared.machine.access(at, pa, len, store);
         }

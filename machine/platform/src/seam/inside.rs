@@ -138,9 +138,10 @@ impl Platform for Inside<'_> {
 
     fn released(&self, pa: u64, len: u64) {
         self.linger();
-        let bytes = lock(&self.machine.state)
-            .private
-            .release(pa..pa.saturating_add(len));
+        let mut state = lock(&self.machine.state);
+        let bytes = state.private.release(pa..pa.saturating_add(len));
+        state.kernels.released(bytes);
+        drop(state);
         lock(&self.machine.report).summary.released_bytes += bytes;
     }
 

@@ -3,15 +3,17 @@
 //! SEAMCALLs on a whole machine, from VMXON to the summary.
 
 use super::*;
-use crate::config::MachineConfig;
+use crate::config::{Latency, MachineConfig};
 use crate::seamldr::config::SeamldrConfig;
 use crate::tests::Ram;
+use std::time::{Duration, Instant};
 use tdx_module::MemRange;
 
 pub(super) const AT: At = At {
     lp: 0,
     rip: 0x1000,
     cpl: 0,
+    executed: 0,
 };
 
 fn machine(config: MachineConfig) -> Machine {
@@ -314,4 +316,48 @@ fn allowed_violation_does_not_count() {
     let summary = machine.finish();
     assert!(summary.violations.is_empty());
     assert_eq!(summary.allowed_violations["seamcall-fault"], 1);
+}
+
+/// Bring-up on two processors takes as long as the calls of one, not as those of both.
+#[test]
+fn calls_with_latency_overlap() {
+    const EACH: u32 = 20_000;
+    const CALLS: u32 = 5;
+    let (machine, ram) = ready(MachineConfig {
+        cpus: 2,
+        enabled_cpus: 2,
+        latency: Latency {
+            leaves: [(number::SYS_RD.into(), EACH)].into(),
+            ..Latency::default()
+        },
+        ..MachineConfig::default()
+    });
+    let calls = |lp| {
+        for _ in 0..CALLS {
+            call_on(&machine, lp, leaf(number::SYS_RD), &ram);
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| calls(1));
+        calls(0);
+    });
+    let one = Duration::from_micros((EACH * CALLS).into());
+    let taken = start.elapsed();
+    assert!(taken >= one && taken < one * 2, "{taken:?}");
+}
+
+#[test]
+fn first_and_last_call_of_a_leaf_have_their_moments() {
+    let (machine, ram) = ready(MachineConfig::default());
+    for executed in [100, 250] {
+        let at = At { executed, ..AT };
+        machine.seamcall(at, true, leaf(number::SYS_RD), &ram);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let summary = machine.finish();
+    let read = &summary.leaves["TDH.SYS.RD"];
+    assert_eq!((read.first.executed, read.last.executed), (100, 250));
+    assert!(read.first.micros + 2000 <= read.last.micros);
+    assert!(summary.leaves["TDH.SYS.INIT"].last.micros <= read.first.micros);
 }

@@ -216,3 +216,19 @@ fn seam_instruction_of_the_module_is_refused() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.run(&[0x66, 0x0f, 0x01, 0xcd]), Next::Native);
 }
+
+const LIDT_RAX: [u8; 3] = [0x0f, 0x01, 0x18];
+
+#[test]
+fn kernel_is_recognised_by_where_it_loads_its_idt() {
+    let mut bench = Bench::new(config());
+    bench.cpu.set_reg(Reg::Rax, KERNEL + 0x3000);
+    let mut lidt = |rip| bench.run_at(&LIDT_RAX, rip);
+    assert_eq!([0x100_0000, RIP].map(&mut lidt), [Next::Native; 2]);
+    assert_eq!(bench.machine.finish().kernels.len(), 1);
+    bench.cpu.set_reg(Reg::Cs, 0x13);
+    for rip in [0x100_0000, RIP] {
+        bench.run_at(&LIDT_RAX, rip);
+    }
+    assert_eq!(bench.machine.finish().kernels.len(), 1, "user program");
+}

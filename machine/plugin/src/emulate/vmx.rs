@@ -14,7 +14,7 @@ impl Step<'_> {
         let before = self.regs();
         match self
             .machine
-            .seamcall(self.at(insn), true, before, self.memory)
+            .seamcall(self.at(insn.rip), true, before, self.memory)
         {
             Reply::InvalidOpcode => Next::Native,
             Reply::GeneralProtection => self.fault(insn),
@@ -84,7 +84,7 @@ impl Step<'_> {
         if !usable {
             return Next::Done(Some(CF));
         }
-        self.machine.vmxon(self.at(insn));
+        self.machine.vmxon(self.at(insn.rip));
         Next::Done(Some(0))
     }
 
@@ -95,7 +95,7 @@ impl Step<'_> {
         if self.cpl() > 0 {
             return self.fault(insn);
         }
-        self.machine.vmxoff(self.at(insn));
+        self.machine.vmxoff(self.at(insn.rip));
         Next::Done(Some(0))
     }
 

@@ -43,7 +43,12 @@ pub(super) unsafe extern "C" fn on_insn(vcpu: c_uint, data: *mut c_void) {
 
 /// Executes `insn` and says where the vCPU goes on, if not with QEMU's own idea of it.
 fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
-    with_step(vcpu, |shared, step| match emulate::execute(step, insn) {
+    act(vcpu, |step| emulate::execute(step, insn))
+}
+
+/// Lets `f` act on the vCPU and says where it goes on, if not with QEMU's own idea of it.
+fn act(vcpu: c_uint, f: impl FnOnce(&mut Step) -> Next) -> Option<u64> {
+    with_step(vcpu, |shared, step| match f(step) {
         Next::Handler(pc) => {
             if let Some(scoreboard) = &shared.scoreboard {
                 scoreboard.interrupt(shared, vcpu);
@@ -52,6 +57,13 @@ fn run(vcpu: c_uint, insn: Insn) -> Option<u64> {
         }
         Next::Native | Next::Done(_) => None,
     })?
+}
+
+pub(super) unsafe extern "C" fn on_nmi_place(vcpu: c_uint, data: *mut c_void) {
+    if let Some(pc) = act(vcpu, |step| emulate::nmi(step, data as u64)) {
+        // SAFETY: As in on_insn().
+        unsafe { qemu_plugin_set_pc(pc) }
+    }
 }
 
 pub(super) unsafe extern "C" fn on_undefined(vcpu: c_uint, data: *mut c_void) {
