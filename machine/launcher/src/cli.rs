@@ -166,6 +166,10 @@ pub struct Run {
     /// Keep each call of a leaf inside the module so long that others meet its locks.
     #[arg(long, value_name = "LEAF=MICROSECONDS", value_parser = slow, help_heading = "Faults")]
     pub slow: Vec<(u64, u32)>,
+    /// How long each call of a leaf takes, or of every other leaf if LEAF is "all". Calls on different
+    /// CPUs overlap.
+    #[arg(long, value_name = "LEAF=MICROSECONDS", value_parser = latency, help_heading = "Faults")]
+    pub latency: Vec<(Option<u64>, u32)>,
     /// Kind of violation that is reported without failing the run.
     #[arg(long, value_name = "KIND", value_parser = kind, help_heading = "Faults")]
     pub allow: Vec<Kind>,
@@ -270,14 +274,28 @@ fn keyids(text: &str) -> Result<(u32, u32), String> {
     Ok((number(tdx)?, number(mktme)?))
 }
 
-fn slow(text: &str) -> Result<(u64, u32), String> {
+/// A leaf's name and a time, as text and number.
+fn timed(text: &str) -> Result<(&str, u32), String> {
     let (leaf, time) = text
         .split_once('=')
         .ok_or_else(|| format!("'{text}': expected LEAF=MICROSECONDS"))?;
     let time = time
         .parse()
         .map_err(|_| format!("'{time}' is not a number of microseconds"))?;
+    Ok((leaf, time))
+}
+
+fn slow(text: &str) -> Result<(u64, u32), String> {
+    let (leaf, time) = timed(text)?;
     Ok((tdx_platform::inject::leaf_by_name(leaf)?, time))
+}
+
+/// No leaf stands for all.
+fn latency(text: &str) -> Result<(Option<u64>, u32), String> {
+    match timed(text)? {
+        ("all", time) => Ok((None, time)),
+        (leaf, time) => Ok((Some(tdx_platform::inject::leaf_by_name(leaf)?), time)),
+    }
 }
 
 fn pattern(text: &str) -> Result<Pattern, String> {
@@ -317,7 +335,8 @@ mod tests {
     #[test]
     fn values_are_parsed() {
         let parsed = run("--memory 64G --cmr 1M-2G --cmr 0x100000000-8G --keyids 31 --metadata \
-                          9100000100000008=1 --metadata 0x9900000100000008=absent --slow SYS.INIT=50")
+                          9100000100000008=1 --metadata 0x9900000100000008=absent --slow SYS.INIT=50 \
+                          --latency all=20 --latency SYS.INIT=0")
         .unwrap();
         assert_eq!(parsed.memory, Some(64 << 30));
         assert_eq!(parsed.cmr, [(1 << 20, 2 << 30), (4 << 30, 8 << 30)]);
@@ -330,6 +349,7 @@ mod tests {
             ]
         );
         assert_eq!(parsed.slow, [(33, 50)]);
+        assert_eq!(parsed.latency, [(None, 20), (Some(33), 0)]);
     }
 
     #[test]
@@ -338,6 +358,8 @@ mod tests {
             ("--memory 5X", "5X"),
             ("--cmr 2G-1G", "above the start"),
             ("--inject TDH.NO=SYS_BUSY", "no leaf is called"),
+            ("--latency TDH.NO=1", "no leaf is called"),
+            ("--latency all=x", "microseconds"),
             ("--inject SYS.INIT=WRONG", "no status is called"),
             ("--allow nonsense", "converted-dirty"),
             ("--profile 9", "1.5.01"),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::ops::Range;
 use tdx_module::{MemRange, ModuleConfig, Profile};
-use tdx_platform::config::MachineConfig;
+use tdx_platform::config::{Latency, MachineConfig};
 use tdx_platform::seamldr::config::SeamldrConfig;
 
 /// Memory without `--memory` and `--memory-map`.
@@ -74,6 +74,7 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
         allow: run.allow.clone(),
         watch_memory: run.watch_memory,
         slow: run.slow.iter().copied().collect(),
+        latency: latency(run),
         erratum: run.erratum == Switch::On,
         ..MachineConfig::default()
     };
@@ -84,6 +85,17 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
         layout,
         map_arguments,
     })
+}
+
+fn latency(run: &Run) -> Latency {
+    let mut latency = Latency::default();
+    for &(leaf, micros) in &run.latency {
+        match leaf {
+            Some(leaf) => drop(latency.leaves.insert(leaf, micros)),
+            None => latency.all = micros,
+        }
+    }
+    latency
 }
 
 type Memory = (Layout, Vec<Range<u64>>, Option<String>);

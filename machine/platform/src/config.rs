@@ -13,7 +13,27 @@ use crate::violation::Kind;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 use tdx_module::{MemRange, ModuleConfig};
+
+/// Microseconds that SEAMCALLs take. The calling processor waits before it enters the module, holding
+/// nothing, so that calls on different processors overlap as on hardware.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Latency {
+    /// Of every leaf that is not in `leaves`.
+    pub all: u32,
+    /// By leaf number (with bit 63 for the P-SEAMLDR).
+    pub leaves: BTreeMap<u64, u32>,
+}
+
+impl Latency {
+    /// The time that a call of `leaf` takes.
+    pub fn of(&self, leaf: u64) -> Duration {
+        let micros = self.leaves.get(&leaf).unwrap_or(&self.all);
+        Duration::from_micros((*micros).into())
+    }
+}
 
 /// Description of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +86,8 @@ pub struct MachineConfig {
     /// Microseconds that a call of a leaf stays inside the module, by leaf number (with bit 63 for the
     /// P-SEAMLDR), so that calls on other processors meet its locks.
     pub slow: BTreeMap<u64, u32>,
+    /// How long calls take, for measurements.
+    pub latency: Latency,
     /// Partial-write erratum: only a write of a whole line makes private memory ordinary again.
     pub erratum: bool,
     /// What runs inside the TDs.
@@ -100,6 +122,7 @@ impl Default for MachineConfig {
             allow: Vec::new(),
             watch_memory: false,
             slow: BTreeMap::new(),
+            latency: Latency::default(),
             erratum: true,
             td_script: Script::default(),
             counted: Vec::new(),
@@ -195,6 +218,19 @@ mod tests {
             serde_json::from_str::<MachineConfig>(&json).unwrap(),
             config
         );
+    }
+
+    #[test]
+    fn latency_of_a_leaf_goes_before_that_of_all() {
+        let latency = Latency {
+            all: 5,
+            leaves: [(36, 0), (33, 7)].into(),
+        };
+        assert_eq!(
+            [33, 34, 36].map(|leaf| latency.of(leaf).as_micros()),
+            [7, 5, 0]
+        );
+        assert!(Latency::default().of(33).is_zero());
     }
 
     #[test]

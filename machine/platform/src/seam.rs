@@ -63,6 +63,10 @@ impl Machine {
         {
             self.event("census", at.lp, self.census());
         }
+        let latency = self.config.latency.of(leaf);
+        if !latency.is_zero() {
+            std::thread::sleep(latency);
+        }
         let answer = self.answer(at, leaf, regs, mem);
         let tdmrs = if leaf == u64::from(number::SYS_CONFIG) {
             let reserved = self.config.module.max_reserved_per_tdmr;

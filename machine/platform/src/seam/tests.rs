@@ -3,9 +3,10 @@
 //! SEAMCALLs on a whole machine, from VMXON to the summary.
 
 use super::*;
-use crate::config::MachineConfig;
+use crate::config::{Latency, MachineConfig};
 use crate::seamldr::config::SeamldrConfig;
 use crate::tests::Ram;
+use std::time::{Duration, Instant};
 use tdx_module::MemRange;
 
 pub(super) const AT: At = At {
@@ -314,4 +315,33 @@ fn allowed_violation_does_not_count() {
     let summary = machine.finish();
     assert!(summary.violations.is_empty());
     assert_eq!(summary.allowed_violations["seamcall-fault"], 1);
+}
+
+/// Bring-up on two processors takes as long as the calls of one, not as those of both.
+#[test]
+fn calls_with_latency_overlap() {
+    const EACH: u32 = 20_000;
+    const CALLS: u32 = 5;
+    let (machine, ram) = ready(MachineConfig {
+        cpus: 2,
+        enabled_cpus: 2,
+        latency: Latency {
+            leaves: [(number::SYS_RD.into(), EACH)].into(),
+            ..Latency::default()
+        },
+        ..MachineConfig::default()
+    });
+    let calls = |lp| {
+        for _ in 0..CALLS {
+            call_on(&machine, lp, leaf(number::SYS_RD), &ram);
+        }
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| calls(1));
+        calls(0);
+    });
+    let one = Duration::from_micros((EACH * CALLS).into());
+    let taken = start.elapsed();
+    assert!(taken >= one && taken < one * 2, "{taken:?}");
 }
