@@ -79,6 +79,19 @@ impl Goal {
         min_tdmrs: 0,
         max_gb: u64::MAX,
     };
+
+    /// As many TDMRs as keep so many CPUs busy to the end: some for each, since they take each
+    /// other's when their own are done, and not all are of the same size.
+    pub fn for_cpus(cpus: usize) -> Goal {
+        const FOR_EACH: usize = 4;
+        if cpus < 2 {
+            return Goal::PLAIN;
+        }
+        Goal {
+            min_tdmrs: u16::try_from(cpus.saturating_mul(FOR_EACH)).unwrap_or(u16::MAX),
+            ..Goal::PLAIN
+        }
+    }
 }
 
 /// A planned TD Memory Region: where it lies, and the node its metadata should come from.

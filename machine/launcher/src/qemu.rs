@@ -101,7 +101,12 @@ fn kernel_arguments(run: &Run, setup: &Setup) -> Result<String, String> {
     // watchdog of the time stamp counter, on by itself with two packages, measures one processor
     // against another with a time limit, and hangs when the clock that measures the limit stands
     // still; and there is nothing to find out, all processors have the host's counter.
-    let mut words = vec!["console=ttyS0", "panic=-1", "no_timer_check", "tsc=reliable"];
+    let mut words = vec![
+        "console=ttyS0",
+        "panic=-1",
+        "no_timer_check",
+        "tsc=reliable",
+    ];
     let tsc = crate::tsc::khz().map(|khz| format!("tsc_early_khz={khz}"));
     words.extend(tsc.as_deref());
     if !run.hibernation {

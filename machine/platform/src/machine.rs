@@ -15,7 +15,7 @@ use crate::lp::Lp;
 use crate::msr::{Msrs, Write as MsrWrite};
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
-use crate::summary::{CpuSummary, Progress, Summary};
+use crate::summary::{CpuSummary, Moment, Progress, Summary};
 use crate::tds::Tds;
 use crate::trace::Trace;
 use crate::violation::{Kind, Violation};
@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tdx_module::Module;
 
 /// Where the machine is: which processor executes what, with what privilege.
@@ -35,6 +36,8 @@ pub struct At {
     pub rip: u64,
     /// Current privilege level, 0 to 3.
     pub cpl: u8,
+    /// Kernel instructions that all processors together have executed, if they are counted.
+    pub executed: u64,
 }
 
 /// Memory and processors: what conversions and flushes are judged by.
@@ -90,6 +93,7 @@ pub struct Machine {
     pub(crate) injector: Mutex<Injector>,
     pub(crate) report: Mutex<Report>,
     counts: Mutex<Counts>,
+    switched_on: Instant,
 }
 
 /// A panic while a lock was held must not take the guest down with it.
@@ -138,8 +142,17 @@ impl Machine {
                 log,
             }),
             counts: Mutex::new(Counts::new(config.counted.clone(), config.cpus)),
+            switched_on: Instant::now(),
             config,
         })
+    }
+
+    /// The moment in which the processor `at` names is now.
+    pub(crate) fn moment(&self, at: At) -> Moment {
+        Moment {
+            micros: u64::try_from(self.switched_on.elapsed().as_micros()).unwrap_or(u64::MAX),
+            executed: at.executed,
+        }
     }
 
     /// The configuration given to [`Machine::new`].

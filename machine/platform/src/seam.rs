@@ -14,6 +14,7 @@ mod tests;
 
 use crate::machine::{At, Machine, lock};
 use crate::operands::{Tdmr, tdmr_table};
+use crate::summary::Moment;
 use crate::tds::freed;
 use crate::trace::{Call, Ending, LEAF, SEAMLDR, leaf_label};
 use crate::violation::Kind;
@@ -53,6 +54,7 @@ impl Machine {
     /// 64-bit mode.
     pub fn seamcall(&self, at: At, long_mode: bool, regs: Regs, mem: &dyn GuestMemory) -> Reply {
         let leaf = regs.rax & LEAF;
+        let began = self.moment(at);
         if let Some(ending) = self.processor_check(at, long_mode, regs.rax) {
             self.not_reached(at, regs, ending);
             return reply(ending, regs);
@@ -77,14 +79,15 @@ impl Machine {
         if answer.genuine {
             self.follow(at, leaf as u16, regs, answer.regs, tdmrs.as_deref());
         }
-        self.record(Call {
+        let call = Call {
             cpu: at.lp,
             before: regs,
             after: answer.regs,
             ending: answer.ending,
             injected: answer.injected,
             tdmrs,
-        });
+        };
+        self.record(call, (began, self.moment(at)));
         reply(answer.ending, answer.regs)
     }
 
@@ -148,14 +151,16 @@ impl Machine {
     /// user program tried it, or the kernel made sure TDX is off before it goes down.
     fn not_reached(&self, at: At, regs: Regs, ending: Ending) {
         let leaf = regs.rax & LEAF;
-        self.record(Call {
+        let call = Call {
             cpu: at.lp,
             before: regs,
             after: regs,
             ending,
             injected: false,
             tdmrs: None,
-        });
+        };
+        let now = self.moment(at);
+        self.record(call, (now, now));
         let fault = ending != Ending::VmfailInvalid;
         let on_the_way_down = leaf == u64::from(number::SYS_DISABLE);
         if fault && at.cpl == 0 && self.config.is_healthy() && !on_the_way_down {
@@ -265,10 +270,11 @@ impl Machine {
         }
     }
 
-    fn record(&self, call: Call) {
+    fn record(&self, call: Call, span: (Moment, Moment)) {
         let mut report = lock(&self.report);
         let label = leaf_label(call.leaf());
-        report.summary.count_call(label, call.ending, call.injected);
+        let summary = &mut report.summary;
+        summary.count_call(label, call.ending, call.injected, span);
         report.trace.call(call);
     }
 }

@@ -21,6 +21,19 @@ pub struct LeafCalls {
     pub injected: u64,
     /// Calls by the name of their result.
     pub results: BTreeMap<String, u64>,
+    /// When the first call began.
+    pub first: Moment,
+    /// When the last call so far ended.
+    pub last: Moment,
+}
+
+/// A moment in the life of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// Microseconds since it was switched on, by the host's clock.
+    pub micros: u64,
+    /// Kernel instructions that all processors together had executed, if functions are counted.
+    pub executed: u64,
 }
 
 /// How far TDX bring-up got, from what the module was asked and answered.
@@ -111,9 +124,20 @@ impl CpuSummary {
 const FULL_VIOLATIONS: usize = 20;
 
 impl Summary {
-    pub(crate) fn count_call(&mut self, leaf: String, ending: Ending, injected: bool) {
+    /// Counts a call that began at `first` and ended at `last`.
+    pub(crate) fn count_call(
+        &mut self,
+        leaf: String,
+        ending: Ending,
+        injected: bool,
+        (first, last): (Moment, Moment),
+    ) {
         self.seamcalls += 1;
-        let calls = self.leaves.entry(leaf).or_default();
+        let calls = self.leaves.entry(leaf).or_insert_with(|| LeafCalls {
+            first,
+            ..LeafCalls::default()
+        });
+        calls.last = last;
         calls.calls += 1;
         calls.injected += u64::from(injected);
         *calls.results.entry(ending.name()).or_default() += 1;

@@ -101,6 +101,10 @@ pub trait Cpu {
     fn reg(&self, reg: Reg) -> u64;
     /// Sets `reg`; of a selector only the low 16 bits count.
     fn set_reg(&mut self, reg: Reg, value: u64);
+    /// Kernel instructions that all vCPUs together have executed, 0 if they are not counted.
+    fn executed(&self) -> u64 {
+        0
+    }
     /// Fills `buf` from virtual address `va`, ignoring access rights.
     fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool;
     /// Writes `data` to virtual address `va`, ignoring access rights.

@@ -173,6 +173,7 @@ impl Step<'_> {
             lp: self.index,
             rip: insn.rip,
             cpl: self.cpl(),
+            executed: self.cpu.executed(),
         }
     }
 

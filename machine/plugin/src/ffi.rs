@@ -204,6 +204,11 @@ struct Qemu<'a> {
 }
 
 impl Cpu for Qemu<'_> {
+    fn executed(&self) -> u64 {
+        let scoreboard = SHARED.get().and_then(|shared| shared.scoreboard.as_ref());
+        scoreboard.map_or(0, Scoreboard::total)
+    }
+
     fn reg(&self, reg: Reg) -> u64 {
         let array = buffer(&[]);
         let handle = self.handles[reg as usize] as *mut c_void;
@@ -568,7 +573,7 @@ unsafe extern "C" fn on_memory(vcpu: c_uint, info: u32, va: u64, data: *mut c_vo
             let at = At {
                 lp: vcpu,
                 rip: data as u64,
-                cpl: 0,
+                ..At::default()
             };
             shared.machine.access(at, pa, len, store);
         }

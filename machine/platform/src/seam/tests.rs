@@ -13,6 +13,7 @@ pub(super) const AT: At = At {
     lp: 0,
     rip: 0x1000,
     cpl: 0,
+    executed: 0,
 };
 
 fn machine(config: MachineConfig) -> Machine {
@@ -344,4 +345,19 @@ fn calls_with_latency_overlap() {
     let one = Duration::from_micros((EACH * CALLS).into());
     let taken = start.elapsed();
     assert!(taken >= one && taken < one * 2, "{taken:?}");
+}
+
+#[test]
+fn first_and_last_call_of_a_leaf_have_their_moments() {
+    let (machine, ram) = ready(MachineConfig::default());
+    for executed in [100, 250] {
+        let at = At { executed, ..AT };
+        machine.seamcall(at, true, leaf(number::SYS_RD), &ram);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let summary = machine.finish();
+    let read = &summary.leaves["TDH.SYS.RD"];
+    assert_eq!((read.first.executed, read.last.executed), (100, 250));
+    assert!(read.first.micros + 2000 <= read.last.micros);
+    assert!(summary.leaves["TDH.SYS.INIT"].last.micros <= read.first.micros);
 }

@@ -33,6 +33,7 @@ const TRAPS: c_int = 3;
 unsafe extern "C" {
     fn qemu_plugin_scoreboard_new(size: usize) -> *mut c_void;
     fn qemu_plugin_u64_get(number: Number, vcpu: c_uint) -> u64;
+    fn qemu_plugin_u64_sum(number: Number) -> u64;
     fn qemu_plugin_u64_set(number: Number, vcpu: c_uint, value: u64);
     fn qemu_plugin_u64_add(number: Number, vcpu: c_uint, value: u64);
     fn qemu_plugin_register_vcpu_insn_exec_cb(
@@ -87,6 +88,12 @@ impl Scoreboard {
 
     fn open(&self) -> Number {
         self.number(1)
+    }
+
+    /// Kernel instructions that all vCPUs together have executed.
+    pub(super) fn total(&self) -> u64 {
+        // SAFETY: The number is in the scoreboard.
+        unsafe { qemu_plugin_u64_sum(self.executed()) }
     }
 
     /// What vCPU `vcpu` executes next is the plugin's own doing and not counted.
