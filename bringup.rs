@@ -256,14 +256,14 @@ fn describe_plan(memory: &Memory<'_>, plan: &TdxPlan, max_areas: u16) {
             ([tdmr], [pamt]) => pr_info!(
                 "TDMR {}, node {}: PAMT {pamt}, {kb} KB, {most} of {max_areas} reserved areas needed\n",
                 tdmr.range(),
-                tdmr.node(),
+                tdmr.node()
             ),
             ([first, .., last], _) => pr_info!(
                 "{} TDMRs, {} to {}, node {}: PAMTs {kb} KB, {most} of {max_areas} reserved areas needed\n",
                 tdmrs.len(),
                 first.range(),
                 last.range(),
-                first.node(),
+                first.node()
             ),
             _ => {}
         }
