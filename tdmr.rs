@@ -630,6 +630,14 @@ mod tests {
     }
 
     #[test]
+    fn cpus_want_some_tdmrs_each_unless_there_is_one() {
+        assert_eq!(Goal::for_cpus(0), Goal::PLAIN);
+        assert_eq!(Goal::for_cpus(1), Goal::PLAIN);
+        assert_eq!(Goal::for_cpus(2).min_tdmrs, 8);
+        assert_eq!(Goal::for_cpus(usize::MAX).min_tdmrs, u16::MAX);
+    }
+
+    #[test]
     fn memory_up_to_the_limit_is_planned() -> Result<(), PlanError> {
         let limit = PhysAddr::LIMIT.get();
         let regions = [region(limit - 4096, limit, 0)?];

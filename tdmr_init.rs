@@ -99,7 +99,7 @@ pub(crate) fn init_all(tdmrs: &[Tdmr]) -> Result {
     let time = watch.lap();
     let bytes = tdmrs.iter().map(|tdmr| tdmr.range().size()).sum();
     pr_info!(
-        "TDMRs initialized in {time} by {cpus} CPUs: {}\n",
+        "TDMRs initialized in {time}, CPUs: {cpus}, {}\n",
         Throughput { bytes, time }
     );
     Ok(())

@@ -36,7 +36,7 @@ def phase(boot: Boot) -> float:
 
 def logged(boot: Boot) -> tuple[int, int]:
     """CPUs and GB of the line about initialisation."""
-    found = [re.match(r"TDMRs initialized in \S+ ms by (\d+) CPUs: (\d+) GB", line) for line in boot.tdx_log]
+    found = [re.match(r"TDMRs initialized in \S+ ms, CPUs: (\d+), (\d+) GB", line) for line in boot.tdx_log]
     (match,) = filter(None, found)
     return int(match[1]), int(match[2])
 
