@@ -82,14 +82,17 @@ def test_cpus_work_on_their_own_node(rust):
 
 
 def test_failure_stops_all(rust):
-    """The others make one more call at most, the log tells of one failure, and nothing is left."""
+    """The others do not finish their TDMRs, the log tells of one failure, and nothing is left."""
     failing = 500
+    # One more call each, if the host were to let the CPU that failed say so at once. To finish the
+    # TDMRs they are at would take about 1300.
+    more = 200
     boot = rust.run(
         "--cpus", "8", "--memory", "16G", "--latency", f"{LEAF}=300", "--inject", f"{LEAF}:{failing}=SYS_NOT_READY"
     )
     boot.check_off()
     assert boot.results(LEAF)["SYS_NOT_READY"] == 1
-    assert failing <= boot.count(LEAF) <= failing + 2 * 7
+    assert failing <= boot.count(LEAF) <= failing + more
     failures = [line for line in boot.tdx_log if f"{LEAF} failed" in line]
     assert len(failures) == 1 and "SYS_NOT_READY" in failures[0], boot.tdx_log
     assert boot.tdx_log[-1] == "TDX-Module initialization failed (-5)"
