@@ -58,12 +58,14 @@ class Table:
     rows: list[Row]
 
     def __str__(self) -> str:
-        lines = [["", "C", "Rust", "Rust / C"], *(row.cells() for row in self.rows)]
+        lines = [["\\", "C", "Rust", "Rust / C"], *(row.cells() for row in self.rows)]
         widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        # Names to the left, numbers to the right.
+        form = "  ".join(f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths))
+        head, *body = (form.format(*line).rstrip() for line in lines)
         rule = "  ".join("=" * width for width in widths)
-        body = ["  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:]))]).rstrip() for line in lines]
-        body[0] = "\\" + body[0][1:]
-        return "\n".join([self.title, "-" * len(self.title), "", self.text, "", rule, body[0], rule, *body[1:], rule, ""])
+        title = [self.title, "-" * len(self.title)]
+        return "\n".join([*title, "", self.text, "", rule, head, rule, *body, rule, ""])
 
 
 def build_directory(which: str) -> Path:
@@ -108,8 +110,8 @@ def instructions() -> Table:
         rows.append(Row(f"SEAMCALLs, {name}", *(calls[which] for which in KERNELS)))
     text = (
         "Instructions that the kernel executes from TDH.SYS.INIT to the end of the last TDH.SYS.TDMR.INIT,\n"
-        f"a SEAMCALL being one of them, on all CPUs: interrupts and idle loops are included. The fewest of\n"
-        f"{REPEATS} boots."
+        "a SEAMCALL being one of them, on all CPUs: interrupts and idle loops are included, so the numbers differ\n"
+        f"by some thousand from boot to boot. The fewest of {REPEATS} boots."
     )
     return Table("Bring-up, counted", text, rows)
 
