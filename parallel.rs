@@ -6,6 +6,9 @@
 //! task works too; a thread on each of the other CPUs helps. Threads, not work items: a part keeps
 //! its CPU busy for long, which the shared work queues are not for, and a thread is where its name
 //! says. Which CPU does which part is for [`crate::turns`] to say.
+//!
+//! The workers share a mutex, which is taken for each part, and nothing is taken or allocated under
+//! it.
 
 use core::ffi::CStr;
 use core::marker::PhantomData;
