@@ -138,7 +138,7 @@ impl<'a> Helper<'a> {
         // SAFETY: The thread ends before the helper does, which the borrow of the job outlives. The
         // name has the one conversion that the function fills in.
         let thread =
-            unsafe { bindings::kthread_create_on_cpu(help, data, cpu, NAME.as_ptr().cast()) };
+            unsafe { bindings::kthread_create_on_cpu(help, data, cpu, NAME.as_char_ptr()) };
         let thread = NonNull::new(from_err_ptr(thread)?).ok_or(ENOMEM)?;
         // SAFETY: The thread has not run, so it exists; the reference keeps its structure when it
         // ends. It is woken once.

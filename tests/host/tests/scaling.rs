@@ -23,7 +23,10 @@ fn memory(size: u64) -> Vec<Interval> {
     let end = size + 2 * GB;
     let nodes = (4 * GB..end).step_by(2048 * GB as usize);
     let high = nodes.map(|start| interval(start, end.min(start + 2048 * GB)));
-    [low].into_iter().chain(high.filter(|_| size > 2 * GB)).collect()
+    [low]
+        .into_iter()
+        .chain(high.filter(|_| size > 2 * GB))
+        .collect()
 }
 
 /// Plans for `cpus`; the best time of some in microseconds.
@@ -42,14 +45,19 @@ fn plan(memory: &[Interval], cpus: usize) -> (Config, u128) {
         let config = configure(&triples, memory, &terms, &mut placer).unwrap();
         (config, start.elapsed().as_micros())
     };
-    (0..5).map(attempt).min_by_key(|(_, micros)| *micros).unwrap()
+    (0..5)
+        .map(attempt)
+        .min_by_key(|(_, micros)| *micros)
+        .unwrap()
 }
 
 /// KB of PAMT and number of TDMRs in the plan of the C.
 fn plan_of_c(memory: &[Interval]) -> (u64, usize) {
     let memory: Vec<_> = memory.iter().copied().zip(0..).collect();
     let tdmrs = c_rules::tdmrs(&memory, 64).unwrap();
-    let sizes = tdmrs.iter().map(|(tdmr, _)| c_rules::pamt_sizes(*tdmr, [16; 3]));
+    let sizes = tdmrs
+        .iter()
+        .map(|(tdmr, _)| c_rules::pamt_sizes(*tdmr, [16; 3]));
     (sizes.flatten().sum::<u64>() >> 10, tdmrs.len())
 }
 
@@ -73,7 +81,10 @@ fn plans_for_any_size_are_shared_and_cost_at_most_a_page_for_each_cut() {
             let sizes = config.tdmrs.iter().map(|tdmr| tdmr.range().size() / GB);
             let largest = sizes.max().unwrap();
             let share = size / cpus as u64;
-            assert!(largest <= (share / 3).max(size / 48).max(1), "{size} GB: {largest}");
+            assert!(
+                largest <= (share / 3).max(size / 48).max(1),
+                "{size} GB: {largest}"
+            );
         }
     }
 }
