@@ -14,7 +14,7 @@ export KERNEL MIRROR K VECTORS SEQUENCES MACHINE_ARGS
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test host-test-long fuzz \
-	machine-test boot-test replay sanitize shell install-tree uninstall-tree clean distclean
+	machine-test boot-test replay sanitize bench shell install-tree uninstall-tree clean distclean
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -40,6 +40,7 @@ help:
 #:                   machine; VECTORS=FILE SEQUENCES=FILE
 #:   sanitize        KUnit and the boot scenarios on a kernel that checks itself
 #:                   (KASAN, lockdep, noinstr); slow, not part of test
+#:   bench           compare speed and size with the C; some minutes
 #:   setup           only look for the tools, or make the Debian root
 #:
 #:   install-tree    put the module and the patches into a tree; KERNEL=DIR
@@ -84,6 +85,9 @@ kunit-test:
 
 boot-test:
 	@tools/enter --lock python3 tools/test.py boot
+
+bench:
+	@tools/enter --lock python3 tools/bench.py
 
 sanitize:
 	@tools/enter --lock python3 tools/test.py checked

@@ -21,6 +21,7 @@ use kernel::ffi::{
 use kernel::prelude::*;
 use kernel::sync::atomic::Atomic;
 
+use crate::bridge::Stop;
 use crate::cpu;
 use crate::guards::{
     MemHotplugRead,
@@ -51,14 +52,12 @@ use crate::place::{
     Plan,
     Task, //
 };
-use crate::range::PhysRange;
 use crate::reset;
 use crate::seamcall::{
     self,
     Args,
     SeamcallError, //
 };
-use crate::status::SeamcallStatus;
 use crate::sysconfig::{
     configure,
     errno_of_plan,
@@ -71,13 +70,10 @@ use crate::sysinfo::{
 use crate::tdmr::{
     self,
     Goal,
-    Scratch, //
+    Scratch,
+    Tdmr, //
 };
-
-/// How many calls of TDH.SYS.TDMR.INIT may pass without a visible step forward.
-///
-/// The module reports progress per GB and does a few MB in a call, so a few hundred are usual.
-const STALLED_CALLS: u32 = 1 << 20;
+use crate::tdmr_init;
 
 /// All that bring-up leaves behind: what KVM asks for, and what the module works with.
 pub(crate) struct Ready {
@@ -111,7 +107,15 @@ impl Stopwatch {
 }
 
 /// Nanoseconds, shown as milliseconds with three decimals.
+#[derive(Clone, Copy)]
 pub(crate) struct Millis(u64);
+
+impl Millis {
+    /// The time in nanoseconds.
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+}
 
 impl fmt::Display for Millis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,8 +143,11 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
         Memory::new(memory.regions(), &cmrs).map_err(|e| fail(tdmr::PlanError::from(e), EINVAL))?;
     describe_memory(&ground, &cmrs);
 
-    let plan = make_plan(ground, &info.tdmr, Goal::PLAIN)?;
-    warn_if_few_left(plan.tdmrs.len(), info.tdmr.max_tdmrs);
+    let plan = make_plan(
+        ground,
+        &info.tdmr,
+        Goal::for_cpus(cpu::online_cpus().count()),
+    )?;
     let infos = TdmrInfos::new(&ground, &plan, &info.tdmr)?;
     let Plan {
         tdmrs,
@@ -161,10 +168,7 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
         watch.lap()
     );
 
-    for tdmr in &tdmrs {
-        init_tdmr(tdmr.range())?;
-    }
-    pr_info!("TDMRs initialized in {}\n", watch.lap());
+    tdmr_init::init_all(&tdmrs)?;
     pr_info!("{} KB allocated for PAMT\n", pamt::total_kb(&pamts));
 
     Ok(Ready {
@@ -190,12 +194,6 @@ fn describe_memory(memory: &Memory<'_>, cmrs: &[Region]) {
     }
 }
 
-fn warn_if_few_left(used: usize, max: u16) {
-    if usize::from(max).saturating_sub(used) < tdmr::FEW_TDMRS_LEFT {
-        pr_warn!("{used} of {max} TDMRs are used: a little more memory and TDX will not start\n");
-    }
-}
-
 /// Plans TDMRs, allocates their PAMTs, and says where they are.
 fn make_plan(memory: Memory<'_>, caps: &TdmrCaps, goal: Goal) -> Result<TdxPlan> {
     let mut task = Task {
@@ -215,18 +213,61 @@ fn make_plan(memory: Memory<'_>, caps: &TdmrCaps, goal: Goal) -> Result<TdxPlan>
         pamts: KVec::new(),
         chunks: KVec::new(),
     };
+    warn_if_few_left(&task, &mut scratch, &mut plan.tdmrs);
     place::place(&mut task, &mut scratch, &mut plan).map_err(|e| fail(e, errno_of_place(&e)))?;
-    for (tdmr, pamt) in plan.tdmrs.iter().zip(&plan.pamts) {
-        pr_info!(
-            "TDMR {}, node {}: PAMT {pamt}, {} KB, {} of {} reserved areas needed\n",
-            tdmr.range(),
-            tdmr.node(),
-            pamt.total() >> 10,
-            memory.forced(tdmr.range(), &plan.chunks, None),
-            caps.max_reserved_per_tdmr
+    describe_plan(&memory, &plan, caps.max_reserved_per_tdmr);
+    Ok(plan)
+}
+
+/// Warns when memory needs nearly all TDMRs. How many are used says nothing: more than needed are,
+/// to share the work.
+fn warn_if_few_left(
+    task: &Task<'_, PageAllocator>,
+    scratch: &mut Scratch<KVec<Stop>, KVec<u64>>,
+    room: &mut KVec<Tdmr>,
+) {
+    let limits = &task.limits;
+    let areas = limits.max_reserved.into();
+    // If this fails, there may be other ways, and it is not the place to complain.
+    let found = tdmr::plan(&task.memory, limits, areas, &Goal::PLAIN, scratch, room);
+    let (needed, max) = (room.len(), limits.max_tdmrs);
+    if found.is_ok() && usize::from(max).saturating_sub(needed) < tdmr::FEW_TDMRS_LEFT {
+        pr_warn!(
+            "{needed} of {max} TDMRs are needed: a little more memory and TDX will not start\n"
         );
     }
-    Ok(plan)
+}
+
+/// Logs where TDMRs and their PAMTs are; what was cut to share the work is told as one.
+fn describe_plan(memory: &Memory<'_>, plan: &TdxPlan, max_areas: u16) {
+    let areas = |tdmr: &Tdmr| memory.forced(tdmr.range(), &plan.chunks, None);
+    let cut = |one: &Tdmr, next: &Tdmr| {
+        one.range().end() == next.range().start() && one.node() == next.node()
+    };
+    let mut pamts = plan.pamts.as_slice();
+    for tdmrs in plan.tdmrs.chunk_by(cut) {
+        let Some((theirs, rest)) = pamts.split_at_checked(tdmrs.len()) else {
+            return;
+        };
+        pamts = rest;
+        let kb = pamt::total_kb(theirs);
+        let most = tdmrs.iter().map(areas).max().unwrap_or(0);
+        match (tdmrs, theirs) {
+            ([tdmr], [pamt]) => pr_info!(
+                "TDMR {}, node {}: PAMT {pamt}, {kb} KB, {most} of {max_areas} reserved areas needed\n",
+                tdmr.range(),
+                tdmr.node()
+            ),
+            ([first, .., last], _) => pr_info!(
+                "{} TDMRs, {} to {}, node {}: PAMTs {kb} KB, {most} of {max_areas} reserved areas needed\n",
+                tdmrs.len(),
+                first.range(),
+                last.range(),
+                first.node()
+            ),
+            _ => {}
+        }
+    }
 }
 
 /// `ENOMEM` when PAMT memory is short.
@@ -288,36 +329,6 @@ fn configure_global_key() -> Result {
             )),
             None => fail(fmt!("CPU {cpu} went offline during initialization"), EAGAIN),
         })?;
-    }
-    Ok(())
-}
-
-/// Initialises one TDMR, a few MB of it in each call.
-fn init_tdmr(tdmr: PhysRange) -> Result {
-    let args = Args {
-        rcx: tdmr.start().get(),
-        ..Args::default()
-    };
-    let mut next = tdmr.start().get();
-    let mut stalled = 0;
-    while next < tdmr.end().get() {
-        let reply = seamcall::call_patiently(Leaf::TDH_SYS_TDMR_INIT, args)
-            .map_err(|e| e.report(fmt!("initializing TDMR {tdmr}, at {next:#x}")))?;
-        if reply.status.is(SeamcallStatus::TDMR_ALREADY_INITIALIZED) {
-            break;
-        }
-        // RDX says up to where, in whole GB, the TDMR is done.
-        if reply.out.rdx > next {
-            next = reply.out.rdx;
-            stalled = 0;
-        } else if stalled < STALLED_CALLS {
-            stalled += 1;
-        } else {
-            let why = fmt!("the TDX module does not get beyond {next:#x} of TDMR {tdmr}");
-            return Err(fail(why, EIO));
-        }
-        // SAFETY: Called in task context, with preemption enabled.
-        unsafe { bindings::tdx_glue_cond_resched() };
     }
     Ok(())
 }

@@ -38,6 +38,7 @@ use crate::guards::{
 };
 use crate::leaf::Leaf;
 use crate::lockstep::AllStopped;
+use crate::memlist::NodeId;
 use crate::seamcall::{
     self,
     Args, //
@@ -151,6 +152,12 @@ extern "C" fn online(_cpu: c_uint) -> c_int {
 fn package(cpu: u32) -> u32 {
     // SAFETY: Reads the topology of a possible CPU.
     unsafe { bindings::tdx_glue_cpu_package(cpu) }
+}
+
+/// Node of `cpu`.
+pub(crate) fn node(cpu: u32) -> NodeId {
+    // SAFETY: Reads the topology of a possible CPU.
+    NodeId::new(unsafe { bindings::tdx_glue_cpu_node(cpu) })
 }
 
 /// The online CPUs, in ascending order. They may change while one iterates.

@@ -207,6 +207,11 @@ unsigned int tdx_glue_cpu_package(unsigned int cpu)
 	return topology_physical_package_id(cpu);
 }
 
+int tdx_glue_cpu_node(unsigned int cpu)
+{
+	return cpu_to_node(cpu);
+}
+
 unsigned int tdx_glue_nr_online_cpus(void)
 {
 	return num_online_cpus();

@@ -13,6 +13,7 @@
 #include <linux/acpi.h>
 #include <linux/cpuhotplug.h>
 #include <linux/gfp.h>
+#include <linux/kthread.h>
 #include <linux/memblock.h>
 #include <linux/memory.h>
 #include <linux/memory_hotplug.h>
@@ -81,6 +82,7 @@ void tdx_glue_set_lp_initialized(unsigned int cpu, bool done);
 bool tdx_glue_cpu_possible(unsigned int cpu);
 bool tdx_glue_cpu_online(unsigned int cpu);
 unsigned int tdx_glue_cpu_package(unsigned int cpu);
+int tdx_glue_cpu_node(unsigned int cpu);
 unsigned int tdx_glue_nr_online_cpus(void);
 unsigned int tdx_glue_nr_present_cpus(void);
 void tdx_glue_on_each_cpu(void (*func)(void *info));

@@ -41,6 +41,7 @@ printable!(
     crate::place::PlaceError,
     crate::range::PhysRange,
     crate::tdmr::PlanError,
+    crate::tdmr_init::Throughput,
     crate::tlb_steps::Step,
     MetadataError<SeamcallError>,
     SeamcallError,

@@ -79,6 +79,19 @@ impl Goal {
         min_tdmrs: 0,
         max_gb: u64::MAX,
     };
+
+    /// As many TDMRs as keep so many CPUs busy to the end: some for each, since they take each
+    /// other's when their own are done, and not all are of the same size.
+    pub fn for_cpus(cpus: usize) -> Goal {
+        const FOR_EACH: usize = 4;
+        if cpus < 2 {
+            return Goal::PLAIN;
+        }
+        Goal {
+            min_tdmrs: u16::try_from(cpus.saturating_mul(FOR_EACH)).unwrap_or(u16::MAX),
+            ..Goal::PLAIN
+        }
+    }
 }
 
 /// A planned TD Memory Region: where it lies, and the node its metadata should come from.
@@ -614,6 +627,14 @@ mod tests {
         let four = [(1, 2, 0), (4, 6, 0), (6, 9, 0), (9, 12, 0)];
         assert!(split(16, goal(4, u64::MAX), &four)?);
         Ok(())
+    }
+
+    #[test]
+    fn cpus_want_some_tdmrs_each_unless_there_is_one() {
+        assert_eq!(Goal::for_cpus(0), Goal::PLAIN);
+        assert_eq!(Goal::for_cpus(1), Goal::PLAIN);
+        assert_eq!(Goal::for_cpus(2).min_tdmrs, 8);
+        assert_eq!(Goal::for_cpus(usize::MAX).min_tdmrs, u16::MAX);
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | [`td`] | the same calls, typed |
 //! | [`cpu`], [`memory`], [`mce`] | CPU hotplug and power; memory hotplug; machine checks |
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
+//! | [`tdmr_init`], [`parallel`], [`turns`] | TDMRs initialised by many CPUs; work on many CPUs; pure: who does what |
 //! | [`keyid`], [`pamt_alloc`], [`reset`] | guest KeyIDs; memory for PAMTs; private memory made normal |
 //! | [`seamcall`], [`lockstep`], [`guards`], [`log`] | the instruction and its errors; all CPUs in step; locks and contexts as values; printing |
 //! | [`tlb_steps`], [`tlb`], [`image`], [`metadata`], [`abi`] | pure: order of TLB tracking, decoding, ABI structures |
@@ -60,6 +61,7 @@ pub mod metadata;
 pub mod operand;
 pub mod pamt;
 pub mod pamt_alloc;
+pub mod parallel;
 pub mod partition;
 pub mod place;
 pub mod range;
@@ -74,6 +76,7 @@ pub mod sysinfo;
 pub mod td;
 pub mod tdh;
 pub mod tdmr;
+pub mod tdmr_init;
 #[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
 pub mod test_guest;
 #[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
@@ -83,6 +86,7 @@ pub mod test_tlb;
 pub mod tlb;
 pub mod tlb_c;
 pub mod tlb_steps;
+pub mod turns;
 pub mod update;
 
 use bringup::{

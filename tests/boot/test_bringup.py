@@ -126,7 +126,7 @@ EMERALD_RAPIDS = Path(__file__).resolve().parents[1] / "host/tests/data/emerald-
 
 def test_real_server_whose_reserved_areas_run_out(machine):
     """The memory map of a server on which the C finds no plan, because of holes that are harmless."""
-    boot = machine.run("--cpus", "2", "--memory-map", str(EMERALD_RAPIDS))
+    boot = machine.run("--memory-map", str(EMERALD_RAPIDS))
     if machine.kernel == "rust":
         boot.check_up()
         low = boot.calls("TDH.SYS.CONFIG")[0]["tdmrs"][0]

@@ -14,6 +14,8 @@ SHAPES = {
     "8G": ["--cpus", "2", "--memory", "8G"],
 }
 
+PAGE = 4096
+
 # Differences, each with its reason. Everything else must agree.
 #
 # 1. TDH.SYS.RD: ours reads more fields and in another order. That the fields of
@@ -32,6 +34,10 @@ ADDITIONAL_FIELDS |= {f"{0x9000000300000100 + n:#x}": "size of a CMR, for the lo
 #    never more areas than in the C, and the same bytes.
 # 3. Which CPU runs TDH.SYS.KEY.CONFIG for a package, and the order of the CPUs
 #    in TDH.SYS.LP.INIT: any is right.
+# 4. With several CPUs ours cuts the TDMRs of the C into more, so that CPUs can share
+#    the work: the same memory, the same tables of 4 KB and 2 MB pages, and a page more
+#    for each cut, to which the table of 1 GB pages is rounded up.
+# 5. The TDMRs are initialised side by side, each by as many calls as in the C.
 
 
 def order(boot) -> list[str]:
@@ -39,22 +45,45 @@ def order(boot) -> list[str]:
     return list(dict.fromkeys(x["leaf"] for x in boot.trace if x["type"] == "seamcall"))
 
 
-def plan(boot) -> list[dict]:
-    """TDMRs given to the module, without addresses of allocated memory."""
-    return [
-        {
-            "base": tdmr["base"],
-            "size": tdmr["size"],
-            "pamt_sizes": [tdmr[name][1] for name in ("pamt_1g", "pamt_2m", "pamt_4k")],
-            "reserved_bytes": sum(int(size, 16) for _, size in tdmr["reserved"]),
-        }
-        for tdmr in boot.calls("TDH.SYS.CONFIG")[0]["tdmrs"]
-    ]
+def tdmrs(boot) -> list[dict]:
+    """TDMRs given to the module."""
+    return boot.calls("TDH.SYS.CONFIG")[0]["tdmrs"]
 
 
-def areas(boot) -> list[int]:
-    """Reserved areas of each TDMR."""
-    return [len(tdmr["reserved"]) for tdmr in boot.calls("TDH.SYS.CONFIG")[0]["tdmrs"]]
+def pieces(rust, whole: dict) -> list[dict]:
+    """Our TDMRs that begin in a TDMR of the C."""
+    start, end = span(whole)
+    return [tdmr for tdmr in tdmrs(rust) if start <= span(tdmr)[0] < end]
+
+
+def span(tdmr: dict) -> tuple[int, int]:
+    base = int(tdmr["base"], 16)
+    return base, base + int(tdmr["size"], 16)
+
+
+def tables(tdmr: dict) -> dict[str, int]:
+    """Bytes of its PAMT, table by table."""
+    return {name: int(tdmr[name][1], 16) for name in ("pamt_4k", "pamt_2m", "pamt_1g")}
+
+
+def reserved(boot) -> int:
+    """Bytes in reserved areas, PAMTs among them."""
+    return sum(int(size, 16) for tdmr in tdmrs(boot) for _, size in tdmr["reserved"])
+
+
+def check_same_memory(whole: dict, parts: list[dict]) -> None:
+    """`parts` make up `whole`, with a page more of PAMT for each cut."""
+    ends = [span(part) for part in parts]
+    assert (ends[0][0], ends[-1][1]) == span(whole)
+    assert all(one[1] == two[0] for one, two in zip(ends, ends[1:]))
+    expected = tables(whole)
+    expected["pamt_1g"] += PAGE * (len(parts) - 1)
+    assert {name: sum(tables(part)[name] for part in parts) for name in expected} == expected
+
+
+def areas(tdmr: dict) -> int:
+    """Reserved areas of a TDMR."""
+    return len(tdmr["reserved"])
 
 
 def initialised(boot) -> Counter:
@@ -91,8 +120,13 @@ def test_traces_agree(boots, shape, record_property):
     for leaf in order(c):
         if leaf != "TDH.SYS.RD":
             assert rust.results(leaf) == c.results(leaf), leaf
-    assert plan(rust) == plan(c)
-    assert all(ours <= theirs for ours, theirs in zip(areas(rust), areas(c), strict=True))
-    assert initialised(rust) == initialised(c)
+    assert len(tdmrs(rust)) == sum(len(pieces(rust, whole)) for whole in tdmrs(c))
+    assert reserved(rust) == reserved(c) + PAGE * (len(tdmrs(rust)) - len(tdmrs(c)))
+    for whole in tdmrs(c):
+        parts = pieces(rust, whole)
+        assert shape != "1-cpu" or len(parts) == 1, "one CPU has nobody to share with"
+        check_same_memory(whole, parts)
+        assert all(areas(part) <= areas(whole) for part in parts)
+        assert sum(initialised(rust)[part["base"]] for part in parts) == initialised(c)[whole["base"]]
     assert not fields(c) - fields(rust), "fields that the C reads and ours does not"
     assert fields(rust) - fields(c) == ADDITIONAL_FIELDS.keys(), "list these fields with their reason"

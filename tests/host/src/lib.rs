@@ -48,6 +48,8 @@ pub mod tdmr;
 pub mod tlb;
 #[path = "../../../tlb_steps.rs"]
 pub mod tlb_steps;
+#[path = "../../../turns.rs"]
+pub mod turns;
 
 pub mod c_rules;
 pub mod exhaustive;
