@@ -21,6 +21,7 @@ use kernel::ffi::{
 use kernel::prelude::*;
 use kernel::sync::atomic::Atomic;
 
+use crate::books;
 use crate::bridge::Stop;
 use crate::cpu;
 use crate::guards::{
@@ -52,6 +53,7 @@ use crate::place::{
     Plan,
     Task, //
 };
+use crate::range::PhysAddr;
 use crate::reset;
 use crate::seamcall::{
     self,
@@ -91,15 +93,20 @@ pub(crate) struct Ready {
 pub(crate) struct Stopwatch(u64);
 
 impl Stopwatch {
+    /// The time in nanoseconds since about boot. Any context.
+    pub(crate) fn now() -> u64 {
+        // SAFETY: Has no requirements.
+        unsafe { bindings::tdx_glue_clock_ns() }
+    }
+
     /// Starts it. Any context.
     pub(crate) fn start() -> Self {
-        // SAFETY: Has no requirements.
-        Self(unsafe { bindings::tdx_glue_clock_ns() })
+        Self(Self::now())
     }
 
     /// Time since the start, or since the last call.
     pub(crate) fn lap(&mut self) -> Millis {
-        let now = Self::start().0;
+        let now = Self::now();
         let spent = now.saturating_sub(self.0);
         self.0 = now;
         Millis(spent)
@@ -160,6 +167,10 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
         watch.lap()
     );
 
+    if reset::has_erratum() {
+        let end = memory.regions().last().map(|region| region.bytes().end());
+        books::open(end.unwrap_or(PhysAddr::ZERO)).map_err(|e| fail("no memory for books of private memory", e))?;
+    }
     configure(&infos, global_keyid)?;
     let handed = HandedPamts::new(chunks);
     configure_global_key()?;

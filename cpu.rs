@@ -36,6 +36,7 @@ use crate::guards::{
     PreemptDisabled,
     SysInitLock, //
 };
+use crate::kexec;
 use crate::leaf::Leaf;
 use crate::lockstep::AllStopped;
 use crate::memlist::NodeId;
@@ -89,7 +90,7 @@ pub(crate) fn this_cpu() -> u32 {
 }
 
 /// The CPUs that can ever exist.
-fn possible_cpus() -> impl Iterator<Item = u32> {
+pub(crate) fn possible_cpus() -> impl Iterator<Item = u32> {
     // SAFETY: The numbers are below `nr_cpu_ids`.
     (0..nr_cpu_ids()).filter(|&cpu| unsafe { bindings::tdx_glue_cpu_possible(cpu) })
 }
@@ -261,7 +262,7 @@ extern "C" fn shutdown(_data: *mut c_void) {
     extern "C" fn release(_info: *mut c_void) {
         release_this_cpu();
     }
-    seamcall::disable_module();
+    kexec::leave();
     // SAFETY: `release` may run in an interrupt on each CPU.
     unsafe { bindings::tdx_glue_on_each_cpu(Some(release)) };
 }

@@ -6,7 +6,9 @@
 #include <linux/cpu.h>
 #include <linux/export.h>
 #include <linux/init.h>
+#include <linux/kexec.h>
 #include <linux/nmi.h>
+#include <linux/notifier.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
 #include <linux/sched.h>
@@ -35,6 +37,12 @@ static DEFINE_RAW_SPINLOCK(tdx_seamldr_lock);
 
 /* Set once TDH.SYS.LP.INIT has succeeded on the CPU. */
 static DEFINE_PER_CPU(bool, tdx_lp_initialized);
+
+/* Page frame that the TDX module got last from this CPU, or is about to get. */
+static DEFINE_PER_CPU(u64, tdx_handed_last);
+
+/* Users of TDs that want to know of a memory reset. */
+BLOCKING_NOTIFIER_HEAD(tdx_glue_reset_chain);
 
 bool tdx_glue_has_platform(void)
 {
@@ -119,6 +127,11 @@ bool tdx_glue_cache_incoherent(void)
 void tdx_glue_wbinvd(void)
 {
 	wbinvd();
+}
+
+u64 tdx_glue_handed_last(unsigned int cpu)
+{
+	return per_cpu(tdx_handed_last, cpu);
 }
 
 bool tdx_glue_lp_initialized(unsigned int cpu)
@@ -227,6 +240,11 @@ void tdx_glue_on_each_cpu(void (*func)(void *info))
 	on_each_cpu(func, NULL, 1);
 }
 
+bool tdx_glue_kexec_in_progress(void)
+{
+	return kexec_in_progress;
+}
+
 void tdx_glue_get_online_mems(void)
 {
 	get_online_mems();
@@ -267,9 +285,10 @@ void *tdx_glue_phys_to_virt(u64 addr)
 	return __va(addr);
 }
 
-void tdx_glue_clflush(u64 addr, unsigned int size)
+void tdx_glue_hand_over(u64 pfn, unsigned int size)
 {
-	clflush_cache_range(__va(addr), size);
+	this_cpu_write(tdx_handed_last, pfn);
+	clflush_cache_range(pfn_to_kaddr(pfn), size);
 }
 
 subsys_initcall(tdx_enable);
@@ -313,6 +332,8 @@ EXPORT_SYMBOL_FOR_KVM(tdx_tlb_track);
 EXPORT_SYMBOL_FOR_KVM(tdx_tlb_kick);
 EXPORT_SYMBOL_FOR_KVM(tdx_tlb_remove_next);
 EXPORT_SYMBOL_FOR_KVM(tdx_tlb_cancel);
+EXPORT_SYMBOL_GPL(tdx_register_memory_reset_notifier);
+EXPORT_SYMBOL_GPL(tdx_unregister_memory_reset_notifier);
 EXPORT_SYMBOL_FOR_MODULES(seamldr_get_info, "tdx-host");
 EXPORT_SYMBOL_FOR_MODULES(seamldr_install_module, "tdx-host");
 EXPORT_SYMBOL_FOR_MODULES(seamldr_lock_module_update, "tdx-host");

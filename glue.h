@@ -77,6 +77,7 @@ void tdx_glue_cpus_read_lock(void);
 void tdx_glue_cpus_read_unlock(void);
 int tdx_glue_stop_machine(int (*func)(void *data), void *data);
 void tdx_glue_relax_stopped(void);
+u64 tdx_glue_handed_last(unsigned int cpu);
 bool tdx_glue_lp_initialized(unsigned int cpu);
 void tdx_glue_set_lp_initialized(unsigned int cpu, bool done);
 bool tdx_glue_cpu_possible(unsigned int cpu);
@@ -85,6 +86,7 @@ unsigned int tdx_glue_cpu_package(unsigned int cpu);
 int tdx_glue_cpu_node(unsigned int cpu);
 unsigned int tdx_glue_nr_online_cpus(void);
 unsigned int tdx_glue_nr_present_cpus(void);
+bool tdx_glue_kexec_in_progress(void);
 void tdx_glue_on_each_cpu(void (*func)(void *info));
 
 /* Memory. */
@@ -96,11 +98,14 @@ int tdx_glue_alloc_contig_range(unsigned long start_pfn, unsigned long end_pfn);
 unsigned long tdx_glue_page_to_pfn(struct page *page);
 u64 tdx_glue_virt_to_phys(const void *addr);
 void *tdx_glue_phys_to_virt(u64 addr);
-void tdx_glue_clflush(u64 addr, unsigned int size);
+void tdx_glue_hand_over(u64 pfn, unsigned int size);
 
 #ifdef CONFIG_INTEL_TDX_HOST_KUNIT_TEST
 #include "test_glue.h"
 #endif
+
+/* Who wants to know of a memory reset. */
+extern struct blocking_notifier_head tdx_glue_reset_chain;
 
 /* tdx_host.rs, called by the initcall in glue.c. */
 int tdx_enable(void);

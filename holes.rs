@@ -137,6 +137,21 @@ impl<'a> Memory<'a> {
             });
         PhysRange::new(range.start(), end)
     }
+
+    /// The same from the end of `range` down: the longest part that starts at a whole GB of
+    /// addresses or with `range`. `None` if already the last GB needs more.
+    pub fn reach_down(&self, range: PhysRange, budget: usize) -> Option<PhysRange> {
+        let none: &[PhysRange] = &[];
+        let too_many = self.forced(range, none, None).saturating_sub(budget);
+        let start = match too_many.checked_sub(1) {
+            None => range.start(),
+            Some(last) => {
+                let mut areas = self.gaps(range, none, None).filter_map(|gap| gap.forced);
+                areas.nth(last)?.end().align_up(PageSize::Size1G)?
+            }
+        };
+        PhysRange::new(start, range.end())
+    }
 }
 
 /// A stretch of a TDMR in which there is no usable memory, as long as it can be.

@@ -39,6 +39,7 @@ printable!(
     crate::partition::KeyIdError,
     crate::partition::TdxKeyIds,
     crate::place::PlaceError,
+    crate::plug::Refusal,
     crate::range::PhysRange,
     crate::tdmr::PlanError,
     crate::tdmr_init::Throughput,

@@ -5,10 +5,10 @@
 //! [`MemListBuilder`] takes what memblock reports, one `(start_pfn, end_pfn, nid)` at a time,
 //! leaves out the first megabyte (which firmware never offers as convertible memory) and checks
 //! order. [`MemList`] is the finished list; it never changes, because the TDX module cannot be
-//! told about memory later, and [`MemList::covers`] is the answer memory hotplug needs.
+//! told about memory later.
 //!
 //! Pure: `core` only, never panics; the storage is lent by the caller. Next door: `tdmr` plans
-//! TDMRs over the regions.
+//! TDMRs over the regions, `plug` answers memory hotplug from them.
 
 #![cfg_attr(not(CONFIG_INTEL_TDX_HOST_KUNIT_TEST), forbid(unsafe_code))]
 #![deny(missing_docs)]
@@ -194,13 +194,6 @@ impl<S: Store<Region>> MemList<S> {
         self.store.as_slice()
     }
 
-    /// Whether every frame of `frames` is TDX memory, so that memory hotplug may put it online.
-    ///
-    /// Regions that touch count as one stretch of memory here.
-    pub fn covers(&self, frames: PfnRange) -> bool {
-        covers(self.regions(), frames)
-    }
-
     /// Total number of frames in the list.
     pub fn pages(&self) -> u64 {
         self.regions().iter().fold(0u64, |sum, region| {
@@ -209,23 +202,20 @@ impl<S: Store<Region>> MemList<S> {
     }
 }
 
-/// Whether every frame of `frames` lies in one of `regions` (ascending, disjoint).
-pub fn covers(regions: &[Region], frames: PfnRange) -> bool {
+/// The lowest stretch of `frames` that lies in none of `regions` (ascending, disjoint); `None` if
+/// they hold all of it.
+///
+/// Regions that touch count as one stretch of memory here.
+pub fn first_outside(regions: &[Region], frames: PfnRange) -> Option<PfnRange> {
     let mut next = frames.start();
     for region in regions {
         let have = region.frames;
-        if have.end() <= next {
-            continue;
-        }
         if have.start() > next {
-            return false;
+            return PfnRange::new(next, have.start().min(frames.end()));
         }
-        next = have.end();
-        if next >= frames.end() {
-            return true;
-        }
+        next = next.max(have.end());
     }
-    false
+    PfnRange::new(next, frames.end())
 }
 
 #[cfg(any(test, CONFIG_INTEL_TDX_HOST_KUNIT_TEST))]
@@ -240,10 +230,6 @@ mod tests {
     fn space() -> Result<[Region; 4], MemListError> {
         let frames = PfnRange::from_raw(0, 1).ok_or(MemListError::Empty)?;
         Ok([Region::new(frames, NodeId::new(-1)); 4])
-    }
-
-    fn covered(list: &MemList<SliceStore<'_, Region>>, start: u64, end: u64) -> bool {
-        PfnRange::from_raw(start, end).is_some_and(|frames| list.covers(frames))
     }
 
     #[test]
@@ -309,25 +295,6 @@ mod tests {
             builder.add(start, start + 0x100, 0)?;
         }
         assert_eq!(builder.add(0x900, 0xa00, 0), Err(MemListError::OutOfMemory));
-        Ok(())
-    }
-
-    #[test]
-    fn hotplug_outside_the_list_is_refused() -> Result<(), MemListError> {
-        let mut space = space()?;
-        let mut builder = MemListBuilder::new(SliceStore::new(&mut space));
-        builder.add(0, 0x8000, 0)?;
-        builder.add(0x10_0000, 0x18_0000, 0)?;
-        builder.add(0x18_0000, 0x20_0000, 1)?;
-        let list = builder.finish()?;
-        assert!(covered(&list, 0x100, 0x8000));
-        assert!(covered(&list, 0x10_0000, 0x10_8000));
-        assert!(covered(&list, 0x17_8000, 0x18_8000));
-        assert!(!covered(&list, 0xff, 0x200));
-        assert!(!covered(&list, 0x7fff, 0x8001));
-        assert!(!covered(&list, 0x8000, 0x1_0000));
-        assert!(!covered(&list, 0x7000, 0x11_0000));
-        assert!(!covered(&list, 0x20_0000, 0x20_8000));
         Ok(())
     }
 }

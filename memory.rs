@@ -3,8 +3,8 @@
 //! System memory: the walk over memblock, and the say in memory hotplug.
 //!
 //! [`build_list`] turns memblock's regions into the immutable [`MemList`] that TDX will use. Pages
-//! can reach the page allocator later only through memory hotplug, and the notifier here refuses
-//! memory that is not in the list, because the TDX module cannot be told about it any more.
+//! can reach the page allocator later only through memory hotplug, and the notifier here asks
+//! [`crate::plug`] whether they may.
 //!
 //! C it replaces: `build_tdx_memlist()`, `tdx_memory_notifier()` in
 //! `arch/x86/virt/vmx/tdx/tdx.c`.
@@ -66,12 +66,12 @@ mod hotplug {
     use kernel::error::to_result;
     use kernel::types::Opaque;
 
-    use crate::range::PfnRange;
+    use crate::plug;
 
     /// Called by memory hotplug, in task context with the memory hotplug lock held for writing.
     ///
-    /// Without TDX, or before it is up, everything may come online: the list is built from all
-    /// memory that is there then.
+    /// Bring-up holds that lock for reading from before it lists memory until TDX is up or has
+    /// failed, so no memory comes online in between.
     ///
     /// # Safety
     ///
@@ -81,29 +81,18 @@ mod hotplug {
         action: c_ulong,
         arg: *mut c_void,
     ) -> c_int {
-        let verdict = match crate::tdx_memory() {
-            Some(list) if action == bindings::memory_block_state_MEM_GOING_ONLINE as c_ulong => {
-                // SAFETY: Promised by the caller, for this action.
-                let block = unsafe { &*arg.cast::<bindings::memory_notify>() };
-                judge(list, block.start_pfn as u64, block.nr_pages as u64)
+        if action != bindings::memory_block_state_MEM_GOING_ONLINE as c_ulong {
+            return bindings::NOTIFY_OK as c_int;
+        }
+        // SAFETY: Promised by the caller, for this action.
+        let block = unsafe { &*arg.cast::<bindings::memory_notify>() };
+        let regions = crate::tdx_memory().map(TdxMemory::regions);
+        match plug::judge(regions, block.start_pfn as u64, block.nr_pages as u64) {
+            Ok(()) => bindings::NOTIFY_OK as c_int,
+            Err(refusal) => {
+                pr_err!("{refusal}\n");
+                bindings::NOTIFY_BAD as c_int
             }
-            _ => bindings::NOTIFY_OK,
-        };
-        verdict as c_int
-    }
-
-    fn judge(list: &TdxMemory, start: u64, pages: u64) -> u32 {
-        let frames = PfnRange::from_raw(start, start.saturating_add(pages));
-        match frames {
-            Some(frames) if list.covers(frames) => bindings::NOTIFY_OK,
-            Some(frames) => {
-                pr_err!(
-                    "memory {} stays offline: it was added after TDX came up, and the TDX module cannot use it. Reboot with the memory present, or without TDX, to use it\n",
-                    frames.bytes()
-                );
-                bindings::NOTIFY_BAD
-            }
-            None => bindings::NOTIFY_BAD,
         }
     }
 

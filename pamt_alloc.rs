@@ -12,7 +12,14 @@ use kernel::alloc::flags::GFP_KERNEL;
 use kernel::bindings;
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
+use kernel::sync::atomic::{
+    Acquire,
+    Atomic,
+    Relaxed,
+    Release, //
+};
 
+use crate::kexec::NothingElseRuns;
 use crate::memlist::NodeId;
 use crate::pamt::{
     Pamt,
@@ -154,11 +161,40 @@ impl PamtAllocator for PageAllocator {
 pub(crate) type TdxPlan = Plan<KVec<Tdmr>, KVec<Pamt>, KVec<ContigPages>>;
 
 /// PAMTs that the TDX module knows: their memory is, or may be, TDX private.
+///
+/// # Invariants
+///
+/// While a value exists, [`HANDED`] and [`HANDED_LEN`] describe its list, which does not change.
 pub(crate) struct HandedPamts(KVec<ContigPages>);
 
+/// The list of the one [`HandedPamts`], for a crash at any time: bring-up included.
+static HANDED: Atomic<usize> = Atomic::new(0);
+
+/// Its length, 0 while there is none.
+static HANDED_LEN: Atomic<usize> = Atomic::new(0);
+
+/// All PAMT memory that the TDX module knows. Any context, lock-free.
+///
+/// Bring-up may fail and take the list away: for those who run while nothing else does.
+pub(crate) fn handed(_alone: &NothingElseRuns<'_>) -> impl Iterator<Item = PhysRange> + Clone {
+    let len = HANDED_LEN.load(Acquire);
+    let first = HANDED.load(Relaxed) as *const ContigPages;
+    let chunks = if len == 0 {
+        &[]
+    } else {
+        // SAFETY: By the invariant of `HandedPamts` this is its list. It cannot be dropped
+        // meanwhile, since nothing else runs.
+        unsafe { core::slice::from_raw_parts(first, len) }
+    };
+    chunks.iter().map(|chunk| chunk.range)
+}
+
 impl HandedPamts {
-    /// Notes that the PAMTs in `chunks` now belong to the TDX module.
+    /// Notes that the PAMTs in `chunks` now belong to the TDX module. Once at a time.
     pub(crate) fn new(chunks: KVec<ContigPages>) -> Self {
+        HANDED.store(chunks.as_ptr() as usize, Relaxed);
+        HANDED_LEN.store(chunks.len(), Release);
+        // INVARIANT: The two were just set, and nothing here changes the list.
         Self(chunks)
     }
 
@@ -175,6 +211,7 @@ impl Drop for HandedPamts {
         for chunk in &self.0 {
             reset::reset(chunk.range(), &flushed);
         }
+        HANDED_LEN.store(0, Release);
     }
 }
 

@@ -15,6 +15,7 @@
 //! 5. That plan, and spots.
 //! 6. A plan of which the holes alone need more areas than there are, and spots: a table that fills
 //!    the memory between two holes makes one area of the two.
+//! 7. Plans with their cuts elsewhere (`early`), and spots.
 //!
 //! A chunk that cannot be had in one piece is asked for in smaller ones: for half of the TDMRs,
 //! for one, for one table. When nothing helps, all is tried again with TDMRs of half the size, whose
@@ -35,6 +36,7 @@
 use core::fmt;
 
 use crate::bridge::Stop;
+use crate::early;
 use crate::holes::Memory;
 use crate::pamt::{
     self,
@@ -115,9 +117,18 @@ enum Way {
     Spots(Order),
 }
 
+/// Where TDMRs that touch are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cuts {
+    /// As late as possible.
+    Late,
+    /// As early as possible.
+    Early,
+}
+
 /// The ways to try, and how many more of the reserved areas than there are the holes may take: less
 /// than none can take more TDMRs, and so more bytes.
-fn ways() -> impl Iterator<Item = (i8, Way)> {
+fn ways() -> impl Iterator<Item = (i8, Cuts, Way)> {
     let [small, middle, large] = PageSize::ALL;
     let orders = [
         Order::Largest,
@@ -135,13 +146,15 @@ fn ways() -> impl Iterator<Item = (i8, Way)> {
             .map(move |order| (more, Way::Spots(order)))
     };
     let one = [(-1, Way::One)];
-    let last = [1, 2, 3].into_iter().flat_map(spots);
-    chunks
+    let late = chunks
         .into_iter()
         .chain(spots(0))
         .chain(one)
         .chain(spots(-1))
-        .chain(last)
+        .chain([1, 2, 3].into_iter().flat_map(spots));
+    let early = [0, 1, 2, 3].into_iter().flat_map(spots);
+    late.map(|(more, way)| (more, Cuts::Late, way))
+        .chain(early.map(|(more, way)| (more, Cuts::Early, way)))
 }
 
 /// What is to be placed, and by whom.
@@ -251,7 +264,7 @@ where
     K: Store<u64>,
 {
     let mut last = None;
-    for (more, way) in ways() {
+    for (more, cuts, way) in ways() {
         let budget = i32::from(task.limits.max_reserved).saturating_add(more.into());
         let budget = usize::try_from(budget).unwrap_or(0);
         let tdmrs = &mut plan.tdmrs;
@@ -263,6 +276,10 @@ where
                 continue;
             }
             Err(error) => return Err(error.into()),
+        }
+        if cuts == Cuts::Early && !early::move_cuts_down(&task.memory, budget, tdmrs.as_mut_slice())
+        {
+            continue;
         }
         if let (0, Some(first)) = (task.limits.max_reserved, tdmrs.as_slice().first()) {
             // All memory that could hold a PAMT is in TDMRs.
@@ -278,7 +295,7 @@ where
         match attempt(task, way, plan) {
             Ok(()) => return Ok(()),
             Err(error) if !needs_luck(error) => return Err(error),
-            Err(error) if more > 0 => last = last.or(Some(error)),
+            Err(error) if more > 0 || cuts == Cuts::Early => last = last.or(Some(error)),
             Err(error) => last = Some(error),
         }
     }

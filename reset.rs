@@ -8,7 +8,8 @@
 //! erratum any write does it, and nothing needs to be done here.
 //!
 //! The golden rule of the caches: each CPU flushes (WBINVD) some time after it last wrote private
-//! memory and before that memory is treated as shared. [`flush_all_cpus`] is that flush.
+//! memory and before that memory is treated as shared. [`flush_all_cpus`] is that flush; before the
+//! next kernel starts, [`crate::kexec`] makes it, and is the one who converts everything.
 //!
 //! C it replaces: `tdx_quirk_reset_paddr()` in `arch/x86/virt/vmx/tdx/tdx.c`.
 
@@ -17,8 +18,10 @@ use kernel::bindings;
 use kernel::ffi::c_ulong;
 use kernel::prelude::*;
 
+use crate::books;
 use crate::range::{
     PageSize,
+    PhysAddr,
     PhysRange, //
 };
 
@@ -43,6 +46,17 @@ pub(crate) fn flush_all_cpus() -> CachesFlushed {
     CachesFlushed(())
 }
 
+impl CachesFlushed {
+    /// Takes the caller's word for it.
+    ///
+    /// # Safety
+    ///
+    /// It is as the type says.
+    pub(crate) unsafe fn promised() -> Self {
+        Self(())
+    }
+}
+
 /// Makes `memory` normal again after the TDX module used it.
 ///
 /// `memory` must belong to the caller and be in the direct map. Does nothing without the erratum.
@@ -50,6 +64,7 @@ pub(crate) fn flush_all_cpus() -> CachesFlushed {
 pub(crate) fn reset(memory: PhysRange, _flushed: &CachesFlushed) {
     if has_erratum() && memory.is_aligned(PageSize::Size4K) {
         zero_lines(memory.start().get(), memory.end().get());
+        books::remove_strays(memory);
     }
 }
 
@@ -97,5 +112,9 @@ pub unsafe extern "C" fn tdx_quirk_reset_paddr(base: c_ulong, size: c_ulong) {
     };
     if has_erratum() && (base | end) % LINE as u64 == 0 {
         zero_lines(base, end);
+        let range = PhysAddr::new(base).zip(PhysAddr::new(end));
+        if let Some(memory) = range.and_then(|(start, end)| PhysRange::new(start, end)) {
+            books::remove_strays(memory);
+        }
     }
 }

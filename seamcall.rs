@@ -5,7 +5,7 @@
 //! [`call`] is the usual way in: it repeats a call that found no entropy, and returns what the
 //! module wrote only when the module wrote it. [`call_once`] never repeats. Both mark the cache of
 //! the CPU as possibly holding dirty private lines *before* the call, because an NMI of a crashing
-//! CPU can stop this one right after it, and both refuse once [`disable_module`] has begun.
+//! CPU can stop this one right after it, and both refuse once [`shut_down`] was called.
 //!
 //! A failure is a [`SeamcallError`]; [`SeamcallError::report`] says in the log which leaf failed,
 //! the status by name, what it means and what to do, and turns it into an errno.
@@ -15,8 +15,7 @@
 //! KVM makes these calls for every page of a TD, so what each of them needs is inlined down to the
 //! instruction, and what is rare is not.
 //!
-//! C it replaces: `seamcall_internal.h`, `seamcall.S` and `tdx_sys_disable()` in
-//! `arch/x86/virt/vmx/tdx`.
+//! C it replaces: `seamcall_internal.h` and `seamcall.S` in `arch/x86/virt/vmx/tdx`.
 
 use core::arch::asm;
 use core::fmt;
@@ -32,7 +31,6 @@ use crate::explain::{
     Details,
     Explanation, //
 };
-use crate::fields::TdxFeatures0;
 use crate::guards::PreemptDisabled;
 use crate::leaf::Leaf;
 use crate::status::{
@@ -45,12 +43,6 @@ const ENTROPY_ATTEMPTS: u32 = 10;
 
 /// How often a call is made that the module is too busy to serve.
 const BUSY_ATTEMPTS: u32 = 1000;
-
-/// How often TDH.SYS.DISABLE is made without an end before giving up.
-///
-/// Each interrupted call makes some progress and each busy one locks out new competitors, so a
-/// working module needs far fewer. A broken one must not hang a reboot.
-const DISABLE_ATTEMPTS: u32 = 10_000_000;
 
 /// Registers that a leaf reads and writes, RAX excepted.
 #[derive(Clone, Copy, Default)]
@@ -181,7 +173,7 @@ fn is_about_cpuid(status: SeamcallStatus) -> bool {
         || status.is(SeamcallStatus::INCONSISTENT_CPUID_FIELD)
 }
 
-/// Set when TDH.SYS.DISABLE is about to be made: no other call may start after.
+/// Set on the way to the next kernel: no call may start after.
 ///
 /// Not mangled, because `vp_enter.S` reads it too.
 #[export_name = "tdx_host_shut_down"]
@@ -251,7 +243,7 @@ fn seamcall(leaf: Leaf, args: &mut Args, _preempt: &PreemptDisabled) -> Seamcall
 /// The kernel's own status for an exception that SEAMCALL raised, without the exception's number.
 const FAULT: u64 = SeamcallStatus::SEAMCALL_GP.raw() & !0xffff_ffff;
 
-/// Whether [`disable_module`] has begun.
+/// Whether [`shut_down`] was called.
 #[inline(always)]
 fn is_shut_down() -> bool {
     // SAFETY: The variable is valid, and only accessed atomically. What `load(Relaxed)` does, but
@@ -263,7 +255,7 @@ fn is_shut_down() -> bool {
 #[inline(always)]
 fn attempt(leaf: Leaf, args: &mut Args) -> Option<SeamcallStatus> {
     let preempt = PreemptDisabled::new();
-    if leaf != Leaf::TDH_SYS_DISABLE && is_shut_down() {
+    if is_shut_down() {
         return None;
     }
     Some(seamcall(leaf, args, &preempt))
@@ -385,54 +377,30 @@ pub(crate) fn flush_this_cpu(_preempt: &PreemptDisabled) {
     }
 }
 
-/// Whether `status` asks for the same TDH.SYS.DISABLE again.
-fn wants_again(status: SeamcallStatus) -> bool {
-    status.is(SeamcallStatus::INTERRUPTED_RESUMABLE) || status.is(SeamcallStatus::SYS_BUSY)
+/// Evidence that no call starts any more, but those that are given this.
+pub(crate) struct ShutDown(());
+
+/// Lets no call start from here on. Any context.
+///
+/// Calls that have started go on: each runs with preemption off, to its end on a CPU that lives.
+pub(crate) fn shut_down() -> ShutDown {
+    if !is_shut_down() {
+        SHUT_DOWN.xchg(1, Full);
+    }
+    ShutDown(())
 }
 
-/// Shuts TDX down for good: no SEAMCALL is made from here on, and the module gives up its memory.
+/// Calls the module once although TDX was shut down: for the calls that the way out needs.
 ///
-/// A module without TDH.SYS.DISABLE keeps its memory, which the log says. Does nothing without TDX.
-/// Any context, a crash included: no lock, no allocation, no endless loop.
-pub(crate) fn disable_module() {
-    if SHUT_DOWN.xchg(1, Full) != 0 || !crate::platform_has_tdx() {
-        return;
-    }
-    let known_to_lack = |features: TdxFeatures0| !features.contains(TdxFeatures0::SYS_DISABLE);
-    if crate::module_features().is_some_and(known_to_lack) {
-        pr_info!(
-            "this TDX module has no TDH.SYS.DISABLE: TDX stays unavailable to the next kernel until the machine is reset\n"
-        );
-        return;
-    }
-    let mut result = call_once(Leaf::TDH_SYS_DISABLE, Args::default());
-    for _ in 1..DISABLE_ATTEMPTS {
-        match &result {
-            Err(e) if wants_again(e.status()) => {
-                result = call_once(Leaf::TDH_SYS_DISABLE, Args::default());
-            }
-            _ => break,
-        }
-    }
-    match result {
-        Ok(_) => {}
-        // Without a module, or outside VMX after a failed bring-up, there is nothing to disable.
-        Err(e) if matches!(e.cause, Cause::NotReached(_)) => {}
-        Err(e) => {
-            e.report("shutting TDX down");
-        }
-    }
-}
-
-/// Shuts TDX down before another kernel starts: called by the crash path, with the other CPUs
-/// stopped, and before a normal kexec.
-///
-/// # Safety
-///
-/// None beyond being called by C.
-#[export]
-pub unsafe extern "C" fn tdx_sys_disable() {
-    disable_module();
+/// Any context.
+pub(crate) fn call_after_shutdown(
+    leaf: Leaf,
+    args: Args,
+    _shut_down: &ShutDown,
+) -> Result<Reply, SeamcallError> {
+    let mut out = args;
+    let status = seamcall(leaf, &mut out, &PreemptDisabled::new());
+    sort(leaf, Some(status), out)
 }
 
 #[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]

@@ -15,6 +15,8 @@
 
 use kernel::bindings;
 
+use crate::abi::PageType;
+use crate::books;
 use crate::leaf::Leaf;
 use crate::operand::{
     GpaAndLevel,
@@ -23,8 +25,10 @@ use crate::operand::{
 };
 use crate::partition::KeyId;
 use crate::range::{
+    PageSize,
     Pfn,
-    PhysAddr, //
+    PhysAddr,
+    PhysRange, //
 };
 use crate::seamcall::{
     call,
@@ -104,8 +108,9 @@ impl Flushed {
             // Bigger pages than 1 GB do not exist: the module will say so.
             _ => u32::try_from(level.bytes()).unwrap_or(0),
         };
-        // SAFETY: The memory is in the direct map.
-        unsafe { bindings::tdx_glue_clflush(frame.start().get(), bytes) };
+        books::note(frame);
+        // SAFETY: The memory is in the direct map; which CPU this is does not matter.
+        unsafe { bindings::tdx_glue_hand_over(frame.get(), bytes) };
         Self(frame)
     }
 
@@ -125,6 +130,7 @@ pub(crate) fn mng_create(tdr: &Flushed, keyid: u16) -> Outcome {
             ..Args::default()
         },
     )
+    .inspect(|_| books::td_created())
 }
 
 /// TDH.MNG.KEY.CONFIG: makes the TD's key on the package of this CPU.
@@ -333,12 +339,25 @@ pub(crate) fn mem_track(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MEM_TRACK, td)
 }
 
-/// TDH.MEM.PAGE.REMOVE: takes the page at `at` from the TD.
+/// TDH.MEM.PAGE.REMOVE: takes the page at `at` from the TD. Convert it before it is used otherwise.
 ///
 /// RCX is the physical address of the page; refused, RCX and RDX are as in [`mem_sept_add`].
 #[inline(always)]
 pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
-    on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at)
+    on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at).inspect(|reply| {
+        let size = match at.level() {
+            SeptLevel::Size4K => PageSize::Size4K,
+            SeptLevel::Size2M => PageSize::Size2M,
+            _ => PageSize::Size1G,
+        };
+        books::add_stray(removed_page(reply), size);
+    })
+}
+
+/// The page that TDH.MEM.PAGE.REMOVE took.
+fn removed_page(reply: &Reply) -> PhysAddr {
+    // Bits above the address are hints.
+    PhysAddr::new(reply.out.rcx & (PhysAddr::LIMIT.get() - 1)).unwrap_or(PhysAddr::ZERO)
 }
 
 /// TDH.MR.EXTEND: measures the 256 bytes of the TD's memory at the guest address `gpa`.
@@ -362,19 +381,30 @@ pub(crate) fn mr_finalize(td: Tdr) -> Outcome {
     on_td(Leaf::TDH_MR_FINALIZE, td)
 }
 
-/// TDH.PHYMEM.PAGE.RECLAIM: takes a page from a TD that has no key any more.
+/// TDH.PHYMEM.PAGE.RECLAIM: takes a 4 KB page from a TD that has no key any more. Convert it before
+/// it is used otherwise.
 ///
 /// RCX, RDX and R8 are the page's type, the root page of its owner and its size, in the module's
 /// own terms.
-#[inline(always)]
 pub(crate) fn phymem_page_reclaim(page: Pfn) -> Outcome {
-    call(
+    // Before the call: a crash right after it finds the page neither with the module nor with us.
+    books::add_stray(page.start(), PageSize::Size4K);
+    let outcome = call(
         Leaf::TDH_PHYMEM_PAGE_RECLAIM,
         Args {
             rcx: page.start().get(),
             ..Args::default()
         },
-    )
+    );
+    match &outcome {
+        Ok(reply) if PageType(reply.out.rcx) == PageType::TDR => books::td_reclaimed(),
+        Ok(_) => {}
+        Err(_) => {
+            let memory = PhysRange::from_size(page.start(), PageSize::Size4K.bytes());
+            memory.map(books::remove_strays);
+        }
+    }
+    outcome
 }
 
 /// TDH.PHYMEM.CACHE.WB: writes back what the package's caches hold of blocked keys.
@@ -470,10 +500,7 @@ impl<V: Vcpus> tlb::Td for RunningTd<V> {
     }
 
     fn remove(&mut self, at: GpaAndLevel) -> Result<PhysAddr, SeamcallError> {
-        let reply = mem_page_remove(self.tdr, at)?;
-        // Bits above the address are hints.
-        let addr = PhysAddr::new(reply.out.rcx & (PhysAddr::LIMIT.get() - 1));
-        Ok(addr.unwrap_or(PhysAddr::ZERO))
+        mem_page_remove(self.tdr, at).map(|reply| removed_page(&reply))
     }
 
     fn status(error: &SeamcallError) -> SeamcallStatus {

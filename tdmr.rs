@@ -304,6 +304,11 @@ pub(crate) fn first_part(
     })
 }
 
+/// The TDMR over `range`, which starts and ends at whole GBs.
+pub(crate) fn over(memory: &Memory<'_>, range: PhysRange) -> Option<Tdmr> {
+    Tdmr::new(range, first_node(memory.regions(), range))
+}
+
 /// Appends a TDMR whose node is not known yet. `range` starts and ends at whole GBs.
 pub(crate) fn push<S: Store<Tdmr>>(out: &mut S, range: PhysRange) -> Result<(), PlanError> {
     let node = NodeId::new(-1);

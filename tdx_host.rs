@@ -17,12 +17,14 @@
 //! | [`tdh`], [`tlb_c`], [`update`] | the calls about TDs and TLB tracking for KVM; runtime update |
 //! | [`td`] | the same calls, typed |
 //! | [`cpu`], [`memory`], [`mce`] | CPU hotplug and power; memory hotplug; machine checks |
+//! | [`kexec`], [`chain`] | what the next kernel finds: shut down, memory reset and its users |
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
 //! | [`tdmr_init`], [`parallel`], [`turns`] | TDMRs initialised by many CPUs; work on many CPUs; pure: who does what |
-//! | [`keyid`], [`pamt_alloc`], [`reset`] | guest KeyIDs; memory for PAMTs; private memory made normal |
+//! | [`keyid`], [`pamt_alloc`], [`reset`], [`books`] | guest KeyIDs; memory for PAMTs; private memory made normal; where it can be |
 //! | [`seamcall`], [`lockstep`], [`guards`], [`log`] | the instruction and its errors; all CPUs in step; locks and contexts as values; printing |
 //! | [`tlb_steps`], [`tlb`], [`image`], [`metadata`], [`abi`] | pure: order of TLB tracking, decoding, ABI structures |
-//! | [`place`], [`spot`], [`tdmr`], [`bridge`], [`share`], [`pamt`], [`holes`], [`memlist`] | pure: planning TDMRs and their PAMTs |
+//! | [`place`], [`spot`], [`early`], [`tdmr`], [`bridge`], [`share`], [`pamt`], [`holes`] | pure: planning TDMRs and their PAMTs |
+//! | [`plug`], [`memlist`] | pure: which memory may come online; which is TDX memory |
 //! | [`explain`], [`operand`], [`status`], [`leaf`], [`fields`], [`partition`], [`store`], [`range`] | pure: numbers, names, units |
 //!
 //! Pure files use `core` only; cargo compiles them too, for property tests. `glue.c` has what only
@@ -42,14 +44,18 @@ use kernel::sync::atomic::{
 use kernel::sync::SetOnce;
 
 pub mod abi;
+pub mod books;
 pub mod bridge;
 pub mod bringup;
+pub mod chain;
 pub mod cpu;
+pub mod early;
 pub mod explain;
 pub mod fields;
 pub mod guards;
 pub mod holes;
 pub mod image;
+pub mod kexec;
 pub mod keyid;
 pub mod leaf;
 pub mod lockstep;
@@ -64,6 +70,7 @@ pub mod pamt_alloc;
 pub mod parallel;
 pub mod partition;
 pub mod place;
+pub mod plug;
 pub mod range;
 pub mod reset;
 pub mod seamcall;
@@ -123,9 +130,9 @@ pub(crate) fn platform_has_tdx() -> bool {
     PLATFORM.as_ref().is_some()
 }
 
-/// The memory that TDs can use, once TDX is up. Any context.
+/// The memory that TDs can use, once TDX is up and unless an update has lost the module. Any context.
 pub(crate) fn tdx_memory() -> Option<&'static memory::TdxMemory> {
-    READY.as_ref().map(|ready| &ready.memory)
+    ready().map(|ready| &ready.memory)
 }
 
 /// The TDX module's own tables, once TDX is up. Any context.

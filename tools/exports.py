@@ -20,10 +20,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# What we export on purpose and the C does not, name -> in the same way as which of its symbols.
+# What we export on purpose and the C does not, name -> in the same way as which of its symbols,
+# or class and namespace.
 MORE = {
     f"tdx_tlb_{step}": "tdh_mem_track"
     for step in ("create", "destroy", "block", "track", "kick", "remove_next", "cancel")
+} | {
+    f"tdx_{verb}_memory_reset_notifier": ("EXPORT_SYMBOL_GPL", "") for verb in ("register", "unregister")
 }
 
 # The names that belong to TDX host support.
@@ -112,7 +115,8 @@ def exports(path):
 
 def differences(theirs, ours):
     """What is not as in the C, a line each."""
-    theirs = theirs | {name: theirs[like] for name, like in MORE.items() if like in theirs}
+    more = {name: like if isinstance(like, tuple) else theirs.get(like) for name, like in MORE.items()}
+    theirs = theirs | {name: symbol for name, symbol in more.items() if symbol}
     problems = []
     for name in sorted(theirs.keys() | ours.keys()):
         if name not in ours:

@@ -10,6 +10,8 @@ extern crate std;
 pub mod abi;
 #[path = "../../../bridge.rs"]
 pub mod bridge;
+#[path = "../../../early.rs"]
+pub mod early;
 #[path = "../../../explain.rs"]
 pub mod explain;
 #[path = "../../../fields.rs"]
@@ -32,6 +34,8 @@ pub mod pamt;
 pub mod partition;
 #[path = "../../../place.rs"]
 pub mod place;
+#[path = "../../../plug.rs"]
+pub mod plug;
 #[path = "../../../range.rs"]
 pub mod range;
 #[path = "../../../share.rs"]

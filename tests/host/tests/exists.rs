@@ -111,6 +111,33 @@ proptest! {
     }
 }
 
+/// Found by looking at 100000 machines: a table of 8 MB ends where memory does, and reaches into
+/// the GB below. With the latest cut that belongs to a TDMR without an area left.
+#[test]
+fn cuts_are_made_early_where_that_helps() {
+    const GB: u64 = 1 << 30;
+    let end = 2 * GB + (192 << 10);
+    let instance = Instance {
+        memory: vec![
+            interval(1 << 20, (1 << 20) + (64 << 10)),
+            interval(2 << 20, GB),
+            interval(GB, 2 * GB),
+            interval(2 * GB, end),
+        ],
+        cmrs: vec![interval(1 << 20, end)],
+        max_tdmrs: 2,
+        max_reserved: 1,
+    };
+    assert!(matches!(search(&instance), Answer::Legal(_)));
+    let config = planned(&instance, &[1]).unwrap();
+    let gigabytes = config.tdmrs.iter().map(|tdmr| tdmr.range().size() >> 30);
+    assert!(gigabytes.eq([1, 2]));
+    assert_eq!(
+        sys_config::faults(&config.infos, 1, &instance.cmrs),
+        [""; 0]
+    );
+}
+
 /// What came of some small machines.
 #[derive(Debug, Default)]
 struct Tally {
