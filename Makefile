@@ -9,12 +9,12 @@ ROOT ?= auto
 JOBS ?= $(shell nproc)
 export CACHE ROOT JOBS
 # Set by the user, if at all.
-export KERNEL MIRROR K VECTORS SEQUENCES MACHINE_ARGS
+export KERNEL MIRROR K N SEED FIRST VECTORS SEQUENCES MACHINE_ARGS
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test lint setup kernel kernel-c machine kunit-test host-test host-test-long fuzz \
-	machine-test boot-test replay sanitize bench shell install-tree uninstall-tree clean distclean
+	machine-test boot-test replay sanitize bench soak shell install-tree uninstall-tree clean distclean
 
 help:
 	@sed -n 's/^#: \{0,1\}//p' Makefile
@@ -41,6 +41,8 @@ help:
 #:   sanitize        KUnit and the boot scenarios on a kernel that checks itself
 #:                   (KASAN, lockdep, noinstr); slow, not part of test
 #:   bench           compare speed and size with the C; some minutes
+#:   soak            N=100 random ways from one kernel to the next, kexec and kdump,
+#:                   until something is wrong; SEED= and FIRST= repeat them
 #:   setup           only look for the tools, or make the Debian root
 #:
 #:   install-tree    put the module and the patches into a tree; KERNEL=DIR
@@ -91,6 +93,9 @@ bench:
 
 sanitize:
 	@tools/enter --lock python3 tools/test.py checked
+
+soak:
+	@tools/enter --lock python3 tools/soak.py
 
 setup:
 	@tools/enter true

@@ -4,8 +4,9 @@
 # Build a kernel: "c" is the tree as it is (the control), "rust" the same tree
 # with our files and patches, any other name the latter with more checks, those
 # of tools/config/NAME.config. Usage: kernel.sh c|rust|NAME [make arguments...]
-# Runs inside tools/enter. Result: $(trees_dir)/NAME/build/arch/x86/boot/bzImage, and the one
-# module drivers/virt/coco/tdx-host/tdx-host.ko in the same build directory.
+# Runs inside tools/enter. Result: $(trees_dir)/NAME/build/arch/x86/boot/bzImage, and in the same
+# build directory the module drivers/virt/coco/tdx-host/tdx-host.ko and, except for c, that of
+# tests/module, tests-module/tdx-reset-test.ko.
 #
 # The build directory of c and rust lies in the tree: then the kernel's build
 # system names its sources relatively, and ccache serves one kernel from the
@@ -96,8 +97,19 @@ check_rust() {
 	}
 }
 
+# A module for tests, which needs symbols that c does not have. Built in a copy: the
+# checkout may lie in a path that the kernel's build system does not like.
+build_tests() {
+	rsync -a --delete-excluded --include='/*.[ch]' --include=/Kbuild --exclude='*' \
+		"$TOP/tests/module/" "$build/tests-module.src/"
+	kmake M="$build/tests-module.src" MO="$build/tests-module" modules
+}
+
 prepare_tree
 configure
 [ $# -gt 0 ] || set -- bzImage modules
 step "building the $which kernel, Linux $(python3 "$TOP/tools/tree.py" version "$tree")" \
 	"$CACHE/logs/kernel-$which.log" kmake "$@"
+if [ "$which" != c ] && [ "$*" = "bzImage modules" ]; then
+	step "building the module for tests" "$CACHE/logs/kernel-$which-tests.log" build_tests
+fi

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import exports
+import handover
 import lint
 from steps import (
     CACHE,
@@ -48,6 +49,11 @@ def kernel(which: str) -> Path:
 def tdx_host(which: str) -> Path:
     """The driver with which user space updates the TDX module: a kernel module."""
     return trees() / which / "build/drivers/virt/coco/tdx-host/tdx-host.ko"
+
+
+def reset_test(which: str) -> Path:
+    """The module with awkward users of the memory reset, for a kernel with our files."""
+    return trees() / which / "build/tests-module/tdx-reset-test.ko"
 
 
 def build(*wanted: str) -> list[Result]:
@@ -209,11 +215,26 @@ def scenarios(title: str, name: str, kernels: dict[str, str], slower: int = 1) -
     for which, built in kernels.items():
         env[f"TDX_KERNEL_{which.upper()}"] = str(kernel(built))
         env[f"TDX_HOST_KO_{which.upper()}"] = str(tdx_host(built))
+    if "rust" in kernels:
+        env["TDX_RESET_TEST_KO"] = str(reset_test(kernels["rust"]))
     # Tests that share a boot run in one process: they name a group.
     args = ["-n", JOBS, "--dist=loadgroup"]
     if os.environ.get("K"):
         args += ["-k", os.environ["K"]]
-    return pytest(title, TOP / "tests/boot", env, *args, name=name)
+    results = pytest(title, TOP / "tests/boot", env, *args, name=name)
+    write_handovers(name)
+    return results
+
+
+def write_handovers(name: str) -> None:
+    """Put what the kernels left to the next, in scenarios of kexec and kdump, in a table."""
+    report = RESULTS / f"{name}.xml"
+    rows = handover.accounts(report) if report.exists() else []
+    if rows:
+        path = RESULTS / f"{name}-handover.txt"
+        path.write_text(handover.table(rows))
+        path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(f"   what each kernel left to the next: {path}")
 
 
 # How many times slower the kernel with more checks is.

@@ -2,18 +2,20 @@
 """Fixtures of the boot scenarios.
 
 Which binaries are tested is said by TDX_MACHINE, TDX_TD_CLIENT, TDX_KEXEC_TOOL,
-TDX_KERNEL_* and TDX_HOST_KO_*; `make boot-test` builds them and sets the variables.
+TDX_KERNEL_*, TDX_HOST_KO_* and TDX_RESET_TEST_KO; `make boot-test` builds them and sets the variables.
 TDX_KERNELS leaves out one of the kernels, and with it what cannot be tested without it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import handover
 from machine import Boot, Machine
 from td import LIFE
 
@@ -123,6 +125,34 @@ def td_client() -> Path:
 def kexec_tool() -> Path:
     """The program that starts another kernel inside the machine."""
     return binary("TDX_KEXEC_TOOL")
+
+
+@pytest.fixture(scope="session")
+def reset_test() -> Path:
+    """The module for our kernel that has awkward users of the memory reset, and crashes."""
+    return binary("TDX_RESET_TEST_KO")
+
+
+@pytest.fixture
+def chain(kexec_tool, td_client, tmp_path: Path, request, record_property):
+    """A function: boot with what it takes to run TDs and to start another kernel.
+
+    Its account of the first kernel goes into the report of the tests, for tools/handover.py.
+    """
+
+    def boot(machine: Machine, *args: str, append: str = "", guests: str = handover.BUSY, **more) -> Boot:
+        path = tmp_path / f"guests-{machine.kernel}-{machine.runs}"
+        path.write_text(guests)
+        done = machine.run(
+            "--file", f"{machine.image}:bzImage", "--file", str(kexec_tool),
+            "--file", str(td_client), "--append", f"kvm_intel.tdx=1 {append}",
+            "--td-script", str(path), *args, **more,
+        )  # fmt: skip
+        account = handover.account(done, request.node.name)
+        record_property("handover", json.dumps(account))
+        return done
+
+    return boot
 
 
 @pytest.fixture

@@ -1,42 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The machine tells kernels apart that start one another, and what one leaves to the next."""
+"""Kexec: the machine tells kernels apart, and ours leaves nothing private to the next, whatever runs."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-LOAD = "/kexec-tool load --kernel /bzImage --initrd /tmp/initramfs || exit 3\n"
-EXEC = LOAD + "/kexec-tool exec; exit 4\n"
-# A crash needs no TDX in the kernel after it, and one CPU is enough there.
-LOAD_CRASH = LOAD.replace("load", "load --crash --append maxcpus=1", 1)
-COPY = "/kexec-tool copy-vmcore\n"
-
-# How the kernel under test says that it panics, as it is made to.
-PANIC = r"Kernel panic - not syncing: (sysrq triggered crash|NMI: Not continuing)"
-
-# The memory map of 2 GB leaves out little; what the crash kernel got itself is not in the file.
-VMCORE_MIN = (2 << 30) - (300 << 20)
-
-
-@pytest.fixture
-def chain(kexec_tool):
-    """A function: boot with what it takes to start another kernel."""
-
-    def boot(machine, *args: str, **more):
-        files = ["--file", f"{machine.image}:bzImage", "--file", str(kexec_tool)]
-        return machine.run(*files, *args, **more)
-
-    return boot
-
-
-def ends(boot) -> list[str]:
-    """How the kernels of a run ended, in order."""
-    return [kernel["end"] for kernel in boot.summary["kernels"]]
-
-
-def starts(boot) -> list[int]:
-    """CPUs on which the kernels started."""
-    return [x["cpu"] for x in boot.trace if x.get("event") == "kernel"]
+from handover import (
+    EXEC,
+    KVM_WARNS,
+    MEMORY,
+    NO_DISABLE,
+    allowed,
+    check_next,
+    check_nothing_left,
+    churning,
+    ends,
+    running,
+    said,
+    starts,
+)
 
 
 def test_plain_boot_is_one_kernel(machine):
@@ -57,32 +41,6 @@ def test_kexec_twice_is_three_kernels(machine, chain):
     assert [k["seamcalls"] > 500 for k in kernels] == [True] * 3, boot.report
 
 
-def test_kdump_on_any_cpu_is_a_next_kernel(machine, chain):
-    """The crashed kernel's memory can be read whole. What it leaves is not the question here."""
-    boot = chain(
-        machine, "--cpus", "4", "--append", "crashkernel=256M",
-        "--allow", "private-left", "--allow", "dirty-left",
-        script=LOAD_CRASH + "taskset 4 sh -c 'echo c >/proc/sysrq-trigger'\n",
-        next_script=COPY, allow=PANIC,
-    )  # fmt: skip
-    assert ends(boot) == ["next-kernel", "end-of-run"]
-    assert starts(boot) == [0, 2]
-    assert int(boot.value("vmcore")) > VMCORE_MIN
-
-
-def test_nmi_crashes_the_kernel_where_it_is_wanted(machine, chain):
-    boot = chain(
-        machine, "--cpus", "2", "--append", "crashkernel=256M unknown_nmi_panic",
-        "--at", "version_proc_show:2=nmi", "--allow", "private-left", "--allow", "dirty-left",
-        script=LOAD_CRASH + "cat /proc/version; taskset 2 cat /proc/version; sleep 60\n",
-        next_script=COPY, allow=PANIC,
-    )  # fmt: skip
-    assert [(x["cpu"], x["call"]) for x in boot.trace if x.get("event") == "nmi"] == [(1, 2)]
-    assert ends(boot) == ["next-kernel", "end-of-run"]
-    assert starts(boot) == [0, 1]
-    assert "version_proc_show" in boot.console
-
-
 @pytest.mark.parametrize("erratum", ["on", "off"])
 def test_pamt_of_the_c_is_left_without_sys_disable(machine_with, chain, erratum):
     """The C converts nothing before kexec. That is wrong on a machine with the erratum only."""
@@ -100,3 +58,128 @@ def test_script_that_starts_no_kernel_fails(machine, chain):
     boot = chain(machine, script="true\n", next_script="true\n", status=1)
     assert "not started another kernel" in boot.console
     assert ends(boot) == ["end-of-run"]
+
+
+# What runs when the kernel is told to start the next one: TDs that were built, and ones that are just
+# being built or taken down.
+TDS = {
+    "none": "",
+    "one": running(1, 1),
+    "two": running(2, 2),
+    "eight": running(8, 4),
+    "churn": churning(6),
+}
+NEXT_UP = "dmesg | grep -q 'virt/tdx: TDX-Module initialized'; echo up=$?\n"
+
+
+def kexec(chain, machine, tds: str, *args: str, before: str = "", **more):
+    """Start the next kernel, and say in it whether TDX came up again."""
+    script = TDS[tds] + before + EXEC
+    args = ("--cpus", "4", *MEMORY, *args, *allowed(machine))
+    return chain(
+        machine, *args, script=script, next_script=NEXT_UP, allow=KVM_WARNS, timeout=240, **more
+    )  # fmt: skip
+
+
+def check_stays_off(boot) -> None:
+    """The module keeps what it has until the machine is reset, which both kernels say."""
+    assert boot.value("up") == "1", boot.output
+    if boot.kernel == "rust":
+        assert said(boot, "no TDH.SYS.DISABLE: TDX stays unavailable"), boot.console
+        assert any("not by kexec" in line for line in boot.tdx_log), boot.tdx_log
+
+
+@pytest.mark.parametrize("tds", ["none", "one", "eight", "churn"])
+def test_kexec_converts_what_the_module_keeps(machine, chain, tds):
+    """Without TDH.SYS.DISABLE. The C leaves its PAMTs, and the TDs."""
+    boot = kexec(chain, machine, tds, *NO_DISABLE)
+    check_next(boot)
+    if machine.kernel == "rust":
+        check_nothing_left(boot)
+        assert not said(boot, "asking the TDX module"), "KVM knows its TDs"
+    else:
+        assert "pamt" in boot.summary["kernels"][0]["private_bytes"]
+        assert "private-left" in boot.summary["allowed_violations"]
+    check_stays_off(boot)
+
+
+def test_kexec_without_the_erratum_converts_nothing(machine, chain):
+    """Whatever the next kernel writes makes the memory normal, so nobody has to."""
+    boot = kexec(chain, machine, "two", *NO_DISABLE, "--erratum", "off")
+    check_next(boot)
+    first = boot.summary["kernels"][0]
+    assert sum(first["converted_bytes"]) == 0 and first["private_bytes"], first
+    if machine.kernel == "rust":
+        assert first["dirty_cpus"] == [], first
+    check_stays_off(boot)
+
+
+def test_kexec_with_sys_disable(machine, chain):
+    """The module gives up all memory by itself, if late, and comes up again in the next kernel."""
+    inject = "TDH.SYS.DISABLE=INTERRUPTED_RESUMABLE*1000"
+    boot = kexec(chain, machine, "eight", "--inject", inject)
+    check_next(boot)
+    first = boot.summary["kernels"][0]
+    assert first["released_bytes"] > 0, first
+    assert boot.value("up") == "0", boot.output
+    if machine.kernel == "rust":
+        check_nothing_left(boot)
+
+
+def test_kexec_when_sys_disable_fails(machine, chain):
+    """Ours converts then; for the C there is nothing else."""
+    boot = kexec(chain, machine, "two", "--inject", "TDH.SYS.DISABLE=OPERAND_INVALID*always")
+    check_next(boot)
+    if machine.kernel == "rust":
+        check_nothing_left(boot)
+        assert said(boot, "shutting TDX down"), boot.console
+    else:
+        assert "private-left" in boot.summary["allowed_violations"]
+
+
+# Parameters of the module with awkward users; whether the TDX module has to be asked about pages,
+# and what the log says.
+USERS = {
+    "fail": (True, "1 of 2 users of TDs could not make their memory normal"),
+    "stop": (False, ""),
+    "lie": (True, "2 TDs exist, and 2 users converted the memory of 3"),
+    "racers": (False, ""),
+    "alone": (True, "2 TDs exist, and 0 users converted the memory of 0"),
+}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_users_of_the_memory_reset(rust, chain, reset_test, user):
+    """Whatever a user says, the others are called, and nothing is left.
+
+    `alone` takes KVM out of the chain: its TDs are those of a user that never registered.
+    """
+    value = "4" if user == "racers" else "1"
+    boot = kexec(
+        chain, rust, "two", *NO_DISABLE, "--file", f"{reset_test}:reset-test.ko",
+        before=f"insmod /reset-test.ko {user}={value} || exit 6\ndmesg | grep registrations\n",
+    )  # fmt: skip
+    check_nothing_left(boot)
+    asks, says = USERS[user]
+    assert said(boot, "asking the TDX module") == asks, boot.console
+    assert says in boot.console
+    if user == "racers":
+        races = re.search(r"(\d+) registrations so far", boot.console)
+        assert races and int(races[1]) > 300, "they are to race the reset"
+
+
+def test_kexec_after_an_update(rust, chain, tdx_host, image):
+    """The TDs went over to the new module, and so do the books about them."""
+    update = """
+    insmod /tdx-host.ko; fw=/sys/class/firmware/tdx_module
+    echo 1 >$fw/loading; cat /new >$fw/data; echo 0 >$fw/loading
+    until [ "$(cat $fw/status)" = idle ]; do sleep 0.1; done
+    echo "update=$(cat $fw/error)"
+    """
+    new = image("--module", "update=26")
+    boot = kexec(
+        chain, rust, "two", *NO_DISABLE, "--file", f"{tdx_host('rust')}:tdx-host.ko",
+        "--file", f"{new}:new", before=update,
+    )  # fmt: skip
+    assert boot.value("update") == "" and boot.summary["updates"] == 1
+    check_nothing_left(boot)

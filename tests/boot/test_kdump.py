@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kdump: the crash kernel finds nothing private, in whatever context and place the first one panics.
+
+Bring-up is not among the places: no crash kernel can be loaded before user space is there, and
+bring-up is over by then. A panic before that stops the machine.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from handover import (
+    COPY,
+    CRASH,
+    MEMORY,
+    NO_DISABLE,
+    PANIC,
+    VMCORE_MIN,
+    allowed,
+    check_next,
+    check_nothing_left,
+    churning,
+    crash,
+    running,
+    said,
+    starts,
+)
+
+# The contexts of a panic: more arguments of the machine, what the script does, and with what the panic
+# begins. The module with awkward users is for our kernel only.
+CONTEXTS = {
+    "task": ([], "taskset 4 sh -c 'echo c >/proc/sysrq-trigger'", "sysrq triggered crash"),
+    "nmi": (
+        ["--at", "version_proc_show:2=nmi"],
+        "cat /proc/version; taskset 4 cat /proc/version",
+        "NMI: Not continuing",
+    ),
+    "irq": ([], "taskset 4 insmod /reset-test.ko crash=irq", "crash in a hard interrupt"),
+    "softirq": ([], "taskset 4 insmod /reset-test.ko crash=softirq", "crash in a soft interrupt"),
+}
+
+
+def kdump(chain, machine, before: str, how: str, *args: str, **more):
+    """Crash, and let the crash kernel read all of the memory."""
+    args = ("--cpus", "4", *MEMORY, *NO_DISABLE, *args, *allowed(machine))
+    boot = chain(
+        machine, *args, script=crash(before, how), next_script=COPY, allow=PANIC, timeout=540,
+        **CRASH, **more,
+    )  # fmt: skip
+    check_next(boot)
+    assert int(boot.value("vmcore")) > VMCORE_MIN
+    if machine.kernel == "rust":
+        check_nothing_left(boot)
+        assert said(boot, "memory reset in .* on 1 CPUs"), boot.console
+    return boot
+
+
+@pytest.mark.parametrize("context", ["task", "nmi"])
+def test_kdump_with_eight_tds(machine, chain, context):
+    args, how, panic = CONTEXTS[context]
+    boot = kdump(chain, machine, running(8, 4), how, *args)
+    assert f"not syncing: {panic}" in boot.console
+    assert starts(boot) == [0, 2], "the crash kernel starts where the panic was"
+    if machine.kernel == "rust":
+        assert not said(boot, "asking the TDX module"), "KVM knows its TDs"
+    else:
+        assert "private-left" in boot.summary["allowed_violations"]
+
+
+@pytest.mark.parametrize("context", ["irq", "softirq"])
+def test_kdump_in_an_interrupt(rust, chain, reset_test, context):
+    _, how, panic = CONTEXTS[context]
+    file = f"{reset_test}:reset-test.ko"
+    boot = kdump(chain, rust, running(2, 2), how, "--file", file)
+    assert f"tdx-reset-test: {panic} (1)" in boot.console
+
+
+def test_kdump_with_sys_disable(rust, chain):
+    """Nothing is left to convert."""
+    script = crash(running(2, 2), CONTEXTS["task"][1])
+    boot = chain(
+        rust, "--cpus", "4", *MEMORY, script=script, next_script=COPY, allow=PANIC, timeout=360, **CRASH
+    )  # fmt: skip
+    check_nothing_left(boot)
+    assert boot.summary["kernels"][0]["released_bytes"] > 0, boot.report
+    assert not said(boot, "memory reset in"), boot.console
+
+
+# Calls of kernel functions at which an NMI comes while TDs are built and taken down in several loops:
+# before a page is handed over, between the module's giving it back and its conversion, in the middle
+# of KVM's changes of its page tables. The number lets the loops get going first.
+PLACES = {
+    "td": "tdh_mng_create:9",
+    "page-table": "tdh_mem_sept_add:31",
+    "remove": "tdh_mem_page_remove:40",
+    "zap": "tdx_sept_set_private_spte:61",
+    "unlink": "tdx_sept_free_private_spt:20",
+    "reclaim": "tdh_phymem_page_reclaim:77",
+    "convert": "tdx_quirk_reset_paddr:55",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_kdump_at_any_instruction(rust, chain, place):
+    kdump(chain, rust, churning(4), "", "--at", f"{PLACES[place]}=nmi")
+
+
+@pytest.mark.parametrize("leaf", ["MNG.CREATE", "VP.ADDCX", "MEM.SEPT.ADD", "MEM.PAGE.AUG", "MEM.PAGE.REMOVE"])
+def test_kdump_right_after_a_call(rust, chain, leaf):
+    """The module has the page, or has given it back, and the kernel does not know yet.
+
+    Most of the time one of the CPUs is in a slow call, after which the first thing is the NMI that
+    stops it.
+    """
+    how = CONTEXTS["task"][1]
+    kdump(chain, rust, churning(4, vcpus=1), how, "--slow", f"TDH.{leaf}=100000")
+
+
+def test_kdump_at_a_removal_of_the_c(machine_with, chain):
+    """For the table of what each kernel leaves."""
+    kdump(chain, machine_with("c"), churning(4), "", "--at", f"{PLACES['remove']}=nmi")
+
+
+@pytest.mark.parametrize(
+    "place", ["up_write:60000", "blocking_notifier_chain_unregister:701"]
+)
+def test_kdump_while_users_come_and_go(rust, chain, reset_test, place):
+    """The chain's lock is held, and the chain is in the middle of a change."""
+    before = running(2, 2) + "insmod /reset-test.ko racers=4\n"
+    kdump(chain, rust, before, "", "--at", f"{place}=nmi", "--file", f"{reset_test}:reset-test.ko")
+
+
+def test_kdump_in_an_update(rust, chain, tdx_host, image):
+    """All CPUs are in the update's lockstep, and the old module is being replaced."""
+    update = """
+    insmod /tdx-host.ko; fw=/sys/class/firmware/tdx_module
+    echo 1 >$fw/loading; cat /new >$fw/data; echo 0 >$fw/loading
+    """
+    new = image("--module", "update=26")
+    kdump(
+        chain, rust, running(2, 2), update, "--at", "tdx_glue_lock_seamldr:2=nmi",
+        "--file", f"{tdx_host('rust')}:tdx-host.ko", "--file", f"{new}:new",
+    )  # fmt: skip
