@@ -169,7 +169,8 @@ pub(crate) fn run(global_keyid: KeyId, plugged: &MemHotplugRead) -> Result<Ready
 
     if reset::has_erratum() {
         let end = memory.regions().last().map(|region| region.bytes().end());
-        books::open(end.unwrap_or(PhysAddr::ZERO)).map_err(|e| fail("no memory for books of private memory", e))?;
+        books::open(end.unwrap_or(PhysAddr::ZERO))
+            .map_err(|e| fail("no memory for books of private memory", e))?;
     }
     configure(&infos, global_keyid)?;
     let handed = HandedPamts::new(chunks);
