@@ -74,8 +74,11 @@ pub struct Area {
 }
 
 impl Area {
+    /// Whether adjacent lines can be one run. When PAMT was written does not matter, but a TD can have
+    /// the KeyID of an earlier one, whose lines were written back.
     fn joins(&self, other: &Area) -> bool {
         (self.owner, self.hkid, self.used) == (other.owner, other.hkid, other.used)
+            && (self.owner == Owner::Pamt || self.written == other.written)
     }
 }
 
@@ -302,6 +305,17 @@ mod tests {
         }
         assert_eq!(map.runs(), 1);
         assert_eq!(map.find(0..64).map(|a| a.written), Some(127));
+    }
+
+    #[test]
+    fn line_keeps_its_time_beside_a_later_one_of_the_same_kind() {
+        let mut map = PrivateMap::default();
+        let later = Area { written: 9, ..PAGE };
+        map.mark(0x1000..0x2000, PAGE);
+        map.mark(0..0x1000, later);
+        map.mark(0x2000..0x3000, later);
+        let written = |pa| map.find(pa..pa + 1).map(|a: Area| a.written);
+        assert_eq!([0, 0x1000, 0x2000].map(written), [Some(9), Some(2), Some(9)]);
     }
 
     #[test]
