@@ -106,6 +106,11 @@ def rustdoc_kernel(build: Path) -> Result:
         return command("rustdoc of the kernel module", words, build)
 
 
+def test_modules() -> list[Path]:
+    """Kernel modules for tests."""
+    return sorted(TOP.glob("tests/module/*.c"))
+
+
 def c_files() -> list[Path]:
     return sorted(path for suffix in ("c", "h", "S") for path in TOP.glob(f"*.{suffix}"))
 
@@ -254,7 +259,7 @@ def checks(trees: Path, built: bool) -> list[Result]:
         lambda: rustfmt_kernel(tree),
         *cargo_checks(),
         lambda: checkpatch("checkpatch of the patches", tree, *map(str, patches())),
-        lambda: checkpatch("checkpatch of the C files", tree, "-f", *map(str, c_files())),
+        lambda: checkpatch("checkpatch of the C files", tree, "-f", *map(str, c_files() + test_modules())),
         lambda: git_am(pristine),
     ]
     results = [run_check(check) for check in todo]

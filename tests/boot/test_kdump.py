@@ -105,7 +105,9 @@ def test_kdump_at_any_instruction(rust, chain, place):
     kdump(chain, rust, churning(4), "", "--at", f"{PLACES[place]}=nmi")
 
 
-@pytest.mark.parametrize("leaf", ["MNG.CREATE", "VP.ADDCX", "MEM.SEPT.ADD", "MEM.PAGE.AUG", "MEM.PAGE.REMOVE"])
+@pytest.mark.parametrize(
+    "leaf", ["MNG.CREATE", "VP.ADDCX", "MEM.SEPT.ADD", "MEM.PAGE.AUG", "MEM.PAGE.REMOVE"]
+)
 def test_kdump_right_after_a_call(rust, chain, leaf):
     """The module has the page, or has given it back, and the kernel does not know yet.
 
@@ -119,6 +121,15 @@ def test_kdump_right_after_a_call(rust, chain, leaf):
 def test_kdump_at_a_removal_of_the_c(machine_with, chain):
     """For the table of what each kernel leaves."""
     kdump(chain, machine_with("c"), churning(4), "", "--at", f"{PLACES['remove']}=nmi")
+
+
+@pytest.mark.parametrize("place", ["remove", "convert"])
+def test_kdump_with_tds_that_nobody_knows(rust, chain, reset_test, place):
+    """KVM is taken out of the chain. The TDX module calls a page free that is not converted yet."""
+    before = "insmod /reset-test.ko alone=1 || exit 6\n" + churning(4)
+    file = f"{reset_test}:reset-test.ko"
+    boot = kdump(chain, rust, before, "", "--at", f"{PLACES[place]}=nmi", "--file", file)
+    assert said(boot, "asking the TDX module"), boot.console
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ static int race(void *data)
 
 	while (!kthread_should_stop()) {
 		/* A new one each time: whoever keeps it for too long reads what is freed. */
-		user = kzalloc(sizeof(*user), GFP_KERNEL);
+		user = kzalloc_obj(*user);
 		if (!user)
 			return -ENOMEM;
 		user->nb.notifier_call = test_reset;
