@@ -119,6 +119,11 @@ def test_memory_outside_every_cmr_keeps_tdx_off(machine):
     """The plan that memory asks for cannot be had: CONFIG would refuse it."""
     boot = machine.run("--memory", "2G", "--cmr", "1M-1G", "--allow", "plan-rejected")
     boot.check_off()
+    if machine.kernel == "rust":
+        named = [i for i, x in enumerate(boot.tdx_log) if x.startswith("memory [0x40000000, ")]
+        failed = [i for i, x in enumerate(boot.tdx_log) if "TDH.SYS.CONFIG" in x]
+        assert named and "the TDX module will refuse" in boot.tdx_log[named[0]], boot.tdx_log
+        assert named[0] < failed[0], boot.tdx_log
 
 
 EMERALD_RAPIDS = Path(__file__).resolve().parents[1] / "host/tests/data/emerald-rapids.txt"

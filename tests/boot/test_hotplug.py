@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""CPUs and memory come and go on a running system."""
+"""CPUs come and go on a running system."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
-from machine import wait_for
 
 OFF_AND_ON = """
 cpu=/sys/devices/system/cpu/cpu1/online
@@ -50,64 +45,3 @@ def test_cpu_comes_online_after_bring_up(machine):
     boot = machine.run("--cpus", "2", "--append", "maxcpus=1", script=script)
     boot.check_off()
     assert boot.value("on") == "0"
-
-
-# Waits for the blocks of a DIMM that is plugged in, and tries to use one. The
-# line "ready" on the console tells the test to plug it in.
-PLUG = """
-cd /sys/devices/system/memory
-before=$(ls -d memory[0-9]* | wc -l)
-echo; echo ready
-for i in $(seq 100); do
-	[ $(ls -d memory[0-9]* | wc -l) -gt $before ] && break
-	sleep 0.2
-done
-block=$(ls -d memory[0-9]* | sort -V | tail -n 1)
-echo "blocks=$(($(ls -d memory[0-9]* | wc -l) - before))"
-echo "was=$(cat $block/state)"
-echo online >$block/state; echo "online=$?"
-echo "is=$(cat $block/state)"
-"""
-
-
-def plug_in(directory: Path) -> None:
-    """Plug 256 MB in as soon as the guest waits for it."""
-    wait_for(directory, "ready")
-    qmp = QEMUMonitorProtocol(str(directory / "qmp"))
-    qmp.connect(negotiate=True)
-    try:
-        qmp.cmd("object-add", **{"qom-type": "memory-backend-ram", "id": "dimm0", "size": 256 << 20})
-        qmp.cmd("device_add", driver="pc-dimm", id="plugged", memdev="dimm0")
-    finally:
-        qmp.close()
-
-
-SLOT = ["--memory", "2G", "--dimm-slots", "1", "--max-memory", "4G"]
-
-
-def plug(machine, *args: str):
-    boot = machine.run("--cpus", "2", *SLOT, *args, script=PLUG, meanwhile=plug_in)
-    assert int(boot.value("blocks")) > 0, boot.output
-    assert boot.value("was") == "offline"
-    return boot
-
-
-def test_memory_outside_tdx_memory_is_refused(machine):
-    """Memory that the TDX module does not know must not reach the page allocator."""
-    boot = plug(machine)
-    boot.check_up()
-    assert boot.value("online") != "0"
-    assert boot.value("is") == "offline"
-
-
-def test_refusal_is_explained(rust):
-    boot = plug(rust)
-    assert any("TDX" in line and "memory" in line for line in boot.tdx_log[-3:]), boot.tdx_log
-
-
-@pytest.mark.parametrize("args", [["--keyids", "0"], ["--no-module"]], ids=["no-tdx", "no-module"])
-def test_memory_is_taken_while_tdx_is_off(machine, args):
-    boot = plug(machine, *args)
-    boot.check_off()
-    assert boot.value("online") == "0"
-    assert boot.value("is") == "online"
