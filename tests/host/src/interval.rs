@@ -14,7 +14,7 @@ pub struct Interval {
 }
 
 /// The interval `[start, end)`.
-pub fn interval(start: u64, end: u64) -> Interval {
+pub const fn interval(start: u64, end: u64) -> Interval {
     Interval { start, end }
 }
 
