@@ -8,101 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from qemu.qmp import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
 
-from machine import SLOWER, Boot, wait_for
+from hotplug import BLOCK, BLOCKS, PLUG, SLOT, monitor, plug_at_once, plug_in
+from machine import Boot, wait_for
 from td import check_status
 
-# Cycles of each test: all tests of one kernel together make 100.
+# Memory goes and comes so often while TDs run; DIMMs and virtio-mem a sixth of that.
 CYCLES = int(os.environ.get("TDX_HOTPLUG_CYCLES", "60"))
 PLUGS = max(CYCLES // 6, 1)
-
-BLOCK = 128 << 20
-DIMM = 256 << 20
-SLOT = ["--memory", "2G", "--dimm-slots", "1", "--max-memory", "4G"]
-
-
-class Qmp:
-    """The machine's monitor, as far as hotplug needs it."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.protocol = QEMUMonitorProtocol(str(directory / "qmp"))
-        end = time.monotonic() + 30 * SLOWER
-        while True:
-            try:
-                self.protocol.connect(negotiate=True)
-                return
-            except (OSError, QMPError):
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
-
-    def plug(self) -> None:
-        """Plug a DIMM in."""
-        backend = {"qom-type": "memory-backend-ram", "id": "dimm0", "size": DIMM}
-        self.protocol.cmd("object-add", **backend)
-        self.protocol.cmd("device_add", driver="pc-dimm", id="plugged", memdev="dimm0")
-
-    def unplug(self) -> None:
-        """Ask the guest to give the DIMM back, and wait until it has."""
-        self.protocol.cmd("device_del", id="plugged")
-        end = time.monotonic() + 60 * SLOWER
-        while self.protocol.cmd("query-memory-devices"):
-            assert time.monotonic() < end, f"the guest keeps the memory: {self.directory}"
-            time.sleep(0.05)
-        self.protocol.cmd("object-del", id="dimm0")
-
-
-@contextmanager
-def monitor(directory: Path) -> Iterator[Qmp]:
-    qmp = Qmp(directory)
-    try:
-        yield qmp
-    finally:
-        qmp.protocol.close()
-
-
-# count: the number of blocks. last: the one with the highest address.
-# wait_blocks COMPARISON NUMBER: until that is true of the number of blocks.
-BLOCKS = """
-cd /sys/devices/system/memory
-count() { ls -d memory[0-9]* | wc -l; }
-wait_blocks() { for try in $(seq 600); do [ $(count) $1 $2 ] && return; sleep 0.1; done; false; }
-last() { ls -d memory[0-9]* | sort -V | tail -n 1; }
-before=$(count)
-"""
-
-# The line "ready" on the console tells the test to plug the DIMM in.
-PLUG = f"""{BLOCKS}
-echo; echo ready
-wait_blocks -gt $before
-block=$(last)
-echo "blocks=$(($(count) - before))"
-echo "was=$(cat $block/state)"
-echo online >$block/state; echo "online=$?"
-echo "is=$(cat $block/state)"
-"""
-
-
-def plug_in(directory: Path) -> None:
-    """Plug in as soon as the guest waits for it."""
-    wait_for(directory, "ready")
-    with monitor(directory) as qmp:
-        qmp.plug()
-
-
-def plug_at_once(directory: Path) -> None:
-    """Plug in long before user space is there."""
-    with monitor(directory) as qmp:
-        qmp.plug()
+LONG = 300 + 3 * CYCLES
 
 
 def plug(machine, *args: str, meanwhile: Callable[[Path], None] = plug_in, **more) -> Boot:
@@ -188,9 +106,49 @@ def test_dimm_comes_and_goes(machine):
                 wait_for(directory, f"done{cycle}")
                 qmp.unplug()
 
-    boot = machine.run("--cpus", "2", *SLOT, script=script, meanwhile=meanwhile, timeout=300)
+    boot = machine.run("--cpus", "2", *SLOT, script=script, meanwhile=meanwhile, timeout=LONG)
     assert (boot.value("refused"), boot.value("blocks")) == (str(PLUGS), "0")
     check_refused(boot, PLUGS)
+
+
+VIRTIO_MEM = ["--memory", "2G", "--virtio-mem", "512M", "--max-memory", "4G"]
+
+
+@pytest.mark.parametrize("tdx", ["up", "off"])
+def test_virtio_mem_grows_and_shrinks(machine, tdx):
+    """Its driver adds memory, which stays offline while TDX is up, and takes it out again."""
+    script = f"""{BLOCKS}
+    ended=0
+    for i in $(seq {PLUGS}); do
+        echo; echo ready$i
+        wait_blocks -ge $((before + 2)) || break
+        block=$(last)
+        echo online_movable 2>/dev/null >$block/state
+        [ $? = {int(tdx == "up")} ] && ended=$((ended + 1))
+        echo; echo done$i
+        wait_blocks -eq $before || break
+    done
+    echo "ended=$ended"
+    echo "blocks=$(($(count) - before))"
+    """
+
+    def meanwhile(directory: Path) -> None:
+        with monitor(directory) as qmp:
+            for cycle in range(1, PLUGS + 1):
+                wait_for(directory, f"ready{cycle}")
+                qmp.resize(2 * BLOCK)
+                wait_for(directory, f"done{cycle}")
+                qmp.resize(0)
+                qmp.wait_size(0)
+
+    args = VIRTIO_MEM + (OFF["no-module"] if tdx == "off" else [])
+    boot = machine.run("--cpus", "2", *args, script=script, meanwhile=meanwhile, timeout=LONG)
+    assert (boot.value("ended"), boot.value("blocks")) == (str(PLUGS), "0"), boot.output
+    if tdx == "up":
+        check_refused(boot, PLUGS)
+    else:
+        boot.check_off()
+        assert not refusals(boot)
 
 
 # cycle BLOCK: offline and online again; counts what went off in `off`, and in `lost` what did not
@@ -247,7 +205,7 @@ def test_memory_and_cpus_come_and_go_while_tds_run(machine, run):
     wait $client $cpus
     echo "off=$off"; echo "lost=$lost"
     """
-    boot = run(machine, "--cpus", "2", "--memory", "2G", script=script, timeout=600)
+    boot = run(machine, "--cpus", "2", "--memory", "2G", script=script, timeout=LONG)
     boot.check_up()
     assert (boot.value("off"), boot.value("lost")) == (str(CYCLES), "0")
     assert int(boot.value("tds")) > 0 and int(boot.value("cpus")) > 0

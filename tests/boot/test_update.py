@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hotplug import PLUG, SLOT, plug_in
+
 # install NAME FILE: an update, its result as NAME=; empty if it went well.
 # show NAME: what sysfs tells, as NAME.version= and so on.
 PRELUDE = """
@@ -404,6 +406,17 @@ def test_cpus_come_and_go_after_the_module_is_lost(machine, boot, newer):
     came = machine.kernel == "rust"
     assert (done.value("on") == "0") == came
     assert done.value("cpus") == ("2" if came else "1")
+
+
+def test_memory_is_taken_after_the_module_is_lost(machine, boot, newer):
+    """No page becomes a TD's any more, so ours lets in memory that the TDX module does not know."""
+    script = f"install first /new; show then\n{PLUG}"
+    inject = "SEAMLDR.INSTALL:1=0x8000000000010001"
+    done = boot(machine, script, "--inject", inject, *SLOT, files=newer, meanwhile=plug_in)
+    check_lost(done)
+    came = machine.kernel == "rust"
+    assert (done.value("online") == "0") == came
+    assert done.value("is") == ("online" if came else "offline")
 
 
 HIDDEN = {

@@ -101,7 +101,10 @@ pub struct Run {
     /// Slots for memory to be plugged in by QMP.
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Machine")]
     pub dimm_slots: u32,
-    /// Limit of memory with plugged-in DIMMs.
+    /// A virtio-mem device of so much memory, which gives none until QMP asks it to.
+    #[arg(long, value_name = "SIZE", value_parser = units::size, help_heading = "Machine")]
+    pub virtio_mem: Option<u64>,
+    /// Limit of memory with what is plugged in.
     #[arg(long, value_name = "SIZE", value_parser = units::size, help_heading = "Machine")]
     pub max_memory: Option<u64>,
     /// Partial-write erratum: chooses the processor's family and model.

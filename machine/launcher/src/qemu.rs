@@ -77,6 +77,7 @@ pub fn arguments(run: &Run, setup: &Setup, files: &Files) -> Result<Vec<String>,
         ]);
     }
     args.extend(memory(run, setup));
+    args.extend(virtio_mem(run));
     args.extend(console(run, files));
     Ok(args)
 }
@@ -167,11 +168,24 @@ fn memory(run: &Run, setup: &Setup) -> Vec<String> {
 fn hot_plug(run: &Run, total: u64) -> String {
     let size = format!("size={}k", total >> 10);
     match run.max_memory {
-        Some(max) if run.dimm_slots > 0 => {
+        Some(max) if run.dimm_slots > 0 || run.virtio_mem.is_some() => {
             format!("{size},slots={},maxmem={}k", run.dimm_slots, max >> 10)
         }
         _ => size,
     }
+}
+
+/// The device `virtio-mem`, on node 0; `requested-size` is its property.
+fn virtio_mem(run: &Run) -> Vec<String> {
+    let Some(size) = run.virtio_mem else {
+        return Vec::new();
+    };
+    vec![
+        "-object".into(),
+        format!("memory-backend-ram,id=virtio-ram,size={size},reserve=off"),
+        "-device".into(),
+        "virtio-mem-pci,id=virtio-mem,memdev=virtio-ram,requested-size=0".into(),
+    ]
 }
 
 fn console(run: &Run, files: &Files) -> Vec<String> {
@@ -265,6 +279,19 @@ mod tests {
             line.contains("size=2097152k,slots=2,maxmem=4194304k"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn virtio_mem_is_empty_at_first() {
+        let line = qemu("--virtio-mem 1G --max-memory 4G", None).unwrap();
+        for part in [
+            "size=2097152k,slots=0,maxmem=4194304k",
+            "id=virtio-ram,size=1073741824,",
+            "memdev=virtio-ram,requested-size=0",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert!(!qemu("", None).unwrap().contains("virtio"));
     }
 
     #[test]

@@ -202,6 +202,12 @@ fn check_topology(run: &Run, layout: &Layout) -> Result<(), String> {
     if run.dimm_slots > 0 && run.max_memory.is_none_or(|max| max <= layout.total) {
         return Err("--dimm-slots needs --max-memory above the memory of the machine".into());
     }
+    if let Some(size) = run.virtio_mem {
+        let room = run.max_memory.unwrap_or(0).saturating_sub(layout.total);
+        if size == 0 || size > room {
+            return Err("--virtio-mem needs as much room below --max-memory".into());
+        }
+    }
     Ok(())
 }
 
@@ -309,6 +315,9 @@ mod tests {
             "--memory 1M",
             "--dimm-slots 1",
             "--dimm-slots 1 --max-memory 1G",
+            "--virtio-mem 1G",
+            "--virtio-mem 0 --max-memory 4G",
+            "--virtio-mem 3G --max-memory 4G",
             "--enabled-cpus 0",
             "--max-tdmrs 0",
             "--feature nonsense",
