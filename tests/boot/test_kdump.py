@@ -67,6 +67,11 @@ def test_kdump_with_eight_tds(machine, chain, context):
         assert "private-left" in boot.summary["allowed_violations"]
 
 
+def test_nothing_private_is_touched_by_the_dump(rust, chain):
+    """Every load and store is watched, those of the copy of all memory among them."""
+    kdump(chain, rust, running(2, 2), CONTEXTS["task"][1], "--watch-memory")
+
+
 @pytest.mark.parametrize("context", ["irq", "softirq"])
 def test_kdump_in_an_interrupt(rust, chain, reset_test, context):
     _, how, panic = CONTEXTS[context]

@@ -103,6 +103,12 @@ def test_kexec_converts_what_the_module_keeps(machine, chain, tds):
     check_stays_off(boot)
 
 
+def test_nothing_private_is_touched_on_the_way(rust, chain):
+    """Every load and store of both kernels is watched: none but MOVDIR64B hits a private line."""
+    boot = kexec(chain, rust, "two", *NO_DISABLE, "--watch-memory")
+    check_nothing_left(boot)
+
+
 def test_kexec_without_the_erratum_converts_nothing(machine, chain):
     """Whatever the next kernel writes makes the memory normal, so nobody has to."""
     boot = kexec(chain, machine, "two", *NO_DISABLE, "--erratum", "off")
