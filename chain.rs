@@ -200,12 +200,16 @@ mod tests {
     use kernel::alloc::flags::GFP_KERNEL;
 
     /// Claims 3 TDs and answers with its priority.
+    ///
+    /// # Safety
+    ///
+    /// `nb` is valid, and `data` a `struct tdx_memory_reset`.
     unsafe extern "C" fn answer(
         nb: *mut bindings::notifier_block,
         _action: c_ulong,
         data: *mut c_void,
     ) -> c_int {
-        // SAFETY: Called with entries of a chain, and with what `call_chain` gives.
+        // SAFETY: Promised by the caller.
         unsafe {
             (*data.cast::<bindings::tdx_memory_reset>()).tds += 3;
             (*nb).priority

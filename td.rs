@@ -400,8 +400,9 @@ pub(crate) fn phymem_page_reclaim(page: Pfn) -> Outcome {
         Ok(reply) if PageType(reply.out.rcx) == PageType::TDR => books::td_reclaimed(),
         Ok(_) => {}
         Err(_) => {
-            let memory = PhysRange::from_size(page.start(), PageSize::Size4K.bytes());
-            memory.map(books::remove_strays);
+            if let Some(memory) = PhysRange::from_size(page.start(), PageSize::Size4K.bytes()) {
+                books::remove_strays(memory);
+            }
         }
     }
     outcome
