@@ -104,7 +104,8 @@ def choose(seed: int, number: int) -> Cycle:
         user=pick.choice(USERS) if pick.random() < 0.4 else "",
         tds=0 if loops else pick.choice([0, 1, 2, 4, 8]),
         loops=loops,
-        vcpus=pick.choice([1, 2, 4]),
+        # A TD has as many vCPUs as there are CPUs, at most.
+        vcpus=pick.choice([vcpus for vcpus in (1, 2, 4) if vcpus <= cpus]),
         way=way,
         delay=pick.uniform(0, 2),
     )
