@@ -142,7 +142,7 @@ def run(cycle: Cycle, machine: Machine, files: dict[str, Path]) -> Boot:
     for name, path in files.items():
         args += ["--file", f"{path}:{name}"]
     boot = machine.run(
-        *args, "--append", f"kvm_intel.tdx=1 {handover.CRASH['append']}",
+        *args, "--append", f"{handover.PARAMETERS} {handover.CRASH['append']}",
         script=script, next_script=after, allow=f"{handover.KVM_WARNS}|{handover.PANIC}", timeout=600,
     )  # fmt: skip
     handover.check_next(boot)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import exports
-import handover
+import handovers
 import lint
 from steps import (
     CACHE,
@@ -229,10 +229,10 @@ def scenarios(title: str, name: str, kernels: dict[str, str], slower: int = 1) -
 def write_handovers(name: str) -> None:
     """Put what the kernels left to the next, in scenarios of kexec and kdump, in a table."""
     report = RESULTS / f"{name}.xml"
-    rows = handover.accounts(report) if report.exists() else []
+    rows = handovers.accounts(report) if report.exists() else []
     if rows:
         path = RESULTS / f"{name}-handover.txt"
-        path.write_text(handover.table(rows))
+        path.write_text(handovers.table(rows))
         path.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
         print(f"   what each kernel left to the next: {path}")
 

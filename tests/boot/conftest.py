@@ -137,7 +137,7 @@ def reset_test() -> Path:
 def chain(kexec_tool, td_client, tmp_path: Path, request, record_property):
     """A function: boot with what it takes to run TDs and to start another kernel.
 
-    Its account of the first kernel goes into the report of the tests, for tools/handover.py.
+    Its account of the first kernel goes into the report of the tests, for tools/handovers.py.
     """
 
     def boot(machine: Machine, *args: str, append: str = "", guests: str = handover.BUSY, **more) -> Boot:
@@ -145,7 +145,7 @@ def chain(kexec_tool, td_client, tmp_path: Path, request, record_property):
         path.write_text(guests)
         done = machine.run(
             "--file", f"{machine.image}:bzImage", "--file", str(kexec_tool),
-            "--file", str(td_client), "--append", f"kvm_intel.tdx=1 {append}",
+            "--file", str(td_client), "--append", f"{handover.PARAMETERS} {append}",
             "--td-script", str(path), *args, **more,
         )  # fmt: skip
         account = handover.account(done, request.node.name)

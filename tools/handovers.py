@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What each kernel left to the next in the scenarios of kexec and kdump, as a table.
 
-Usage: handover.py [REPORT.xml...], by default that of the boot scenarios. The scenarios put
+Usage: handovers.py [REPORT.xml...], by default that of the boot scenarios. The scenarios put
 their accounts into the JUnit report of the tests (tests/boot/handover.py); this reads them,
 prints the table and, with --json FILE, writes them as JSON.
 """
