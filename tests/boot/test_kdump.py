@@ -165,7 +165,7 @@ def test_kdump_in_an_update(rust, chain, tdx_host, image):
     insmod /tdx-host.ko; fw=/sys/class/firmware/tdx_module
     echo 1 >$fw/loading; cat /new >$fw/data; echo 0 >$fw/loading
     """
-    new = image("--module", "update=26")
+    new = image("--module", "update=26", *NO_DISABLE)
     kdump(
         chain, rust, running(2, 2), update, "--at", "tdx_glue_lock_seamldr:2=nmi",
         "--file", f"{tdx_host('rust')}:tdx-host.ko", "--file", f"{new}:new",

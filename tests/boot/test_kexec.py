@@ -182,10 +182,11 @@ def test_kexec_after_an_update(rust, chain, tdx_host, image):
     until [ "$(cat $fw/status)" = idle ]; do sleep 0.1; done
     echo "update=$(cat $fw/error)"
     """
-    new = image("--module", "update=26")
+    new = image("--module", "update=26", *NO_DISABLE)
     boot = kexec(
         chain, rust, "two", *NO_DISABLE, "--file", f"{tdx_host('rust')}:tdx-host.ko",
         "--file", f"{new}:new", before=update,
     )  # fmt: skip
     assert boot.value("update") == "" and boot.summary["updates"] == 1
     check_nothing_left(boot)
+    assert sum(boot.summary["kernels"][0]["converted_bytes"]) > 4 << 20, boot.report
