@@ -315,7 +315,10 @@ mod tests {
         map.mark(0..0x1000, later);
         map.mark(0x2000..0x3000, later);
         let written = |pa| map.find(pa..pa + 1).map(|a: Area| a.written);
-        assert_eq!([0, 0x1000, 0x2000].map(written), [Some(9), Some(2), Some(9)]);
+        assert_eq!(
+            [0, 0x1000, 0x2000].map(written),
+            [Some(9), Some(2), Some(9)]
+        );
     }
 
     #[test]
