@@ -13,6 +13,9 @@
 //! 4. Every CPU flushes again what those questions left in its caches: the module's PAMT entries.
 //! 5. The PAMTs are converted.
 //!
+//! Of a module that has TDH.SYS.DISABLE only those pages are left that it had given back before, and
+//! that their owner has not converted yet: a flush and their conversion are the whole memory reset.
+//!
 //! With kexec all CPUs take part, in lockstep, while everything else stands still: see [`STEPS`].
 //! In a crash one CPU makes the same steps alone; the others flushed when they were stopped.
 //! So nobody needs a lock, nobody can change what is being converted, and no user of TDs meets a
@@ -127,6 +130,12 @@ static RESET_BEGUN: Atomic<i32> = Atomic::new(0);
 
 /// How many CPUs that a crash stopped have flushed their caches.
 static STOPPED_FLUSHED: Atomic<u32> = Atomic::new(0);
+
+/// Whether the module has made normal all memory that it had. Pages that it had given back before, and
+/// that nobody had converted yet, are private still.
+fn is_disabled() -> bool {
+    DISABLED.load(Relaxed) != 0
+}
 
 /// Whether `status` asks for the same TDH.SYS.DISABLE again.
 fn wants_again(status: SeamcallStatus) -> bool {
@@ -264,10 +273,13 @@ impl Reset {
 
     /// Finds out whether there is anything to convert. One CPU, after [`disable`].
     fn begin(&self, alone: &NothingElseRuns<'_>) -> Result {
-        if !reset::has_erratum() || DISABLED.load(Relaxed) != 0 {
+        if !reset::has_erratum() {
             return Ok(());
         }
-        if books::tds() == 0 && pamt_alloc::handed(alone).next().is_none() {
+        let strays = books::strays().next().is_some() || books::lost_strays();
+        let owned =
+            !is_disabled() && (books::tds() != 0 || pamt_alloc::handed(alone).next().is_some());
+        if !strays && !owned {
             return Ok(());
         }
         if RESET_BEGUN.xchg(1, Full) != 0 {
@@ -293,6 +305,17 @@ impl Reset {
         if !self.is_needed() {
             return Ok(());
         }
+        for page in books::strays() {
+            self.convert_found(page);
+        }
+        if books::lost_strays() {
+            pr_warn!("more pages that TDs gave back were not converted than can be remembered\n");
+            self.unanswered.fetch_add(1u64, Relaxed);
+        }
+        // Of all else a module that is disabled has made normal what it had.
+        if is_disabled() {
+            return Ok(());
+        }
         let tds = books::tds();
         let users = chain::call(alone);
         if users.failed != 0 {
@@ -314,19 +337,15 @@ impl Reset {
             pr_info!("asking the TDX module which pages are private\n");
             self.search.store(1, Relaxed);
         }
-        for page in books::strays() {
-            self.convert_found(page);
-        }
-        if books::lost_strays() {
-            pr_warn!("more pages that TDs gave back were not converted than can be remembered\n");
-            self.unanswered.fetch_add(1u64, Relaxed);
-        }
         Ok(())
     }
 
     /// Converts what the CPUs handed to the module last. A crash can stop a user of TDs after such
     /// a call and before it has noted the page; kexec cannot, with preemption off around both.
     fn convert_handed_last(&self) {
+        if is_disabled() {
+            return;
+        }
         for addr in cpu::possible_cpus().filter_map(books::handed_last) {
             let size = self.ask(addr);
             let page =
@@ -430,7 +449,7 @@ impl Reset {
 
     /// Converts the PAMTs, slice by slice.
     fn convert_pamts(&self, alone: &NothingElseRuns<'_>) -> Result {
-        if !self.is_needed() {
+        if !self.is_needed() || is_disabled() {
             return Ok(());
         }
         let pamts = pamt_alloc::handed(alone);

@@ -91,6 +91,16 @@ def test_kdump_with_sys_disable(rust, chain):
     assert not said(boot, "memory reset in"), boot.console
 
 
+def test_kdump_with_sys_disable_before_a_conversion(rust, chain):
+    """The module gave a page back before it was disabled, and nobody has converted it."""
+    boot = chain(
+        rust, "--cpus", "4", *MEMORY, "--at", f"{PLACES['convert']}=nmi",
+        script=crash(churning(4), ""), next_script=COPY, allow=PANIC, timeout=540, **CRASH,
+    )  # fmt: skip
+    check_nothing_left(boot)
+    assert said(boot, "memory reset in .*: 0 KB of PAMT, 4 KB found"), boot.console
+
+
 # Calls of kernel functions at which an NMI comes while TDs are built and taken down in several loops:
 # before a page is handed over, between the module's giving it back and its conversion, in the middle
 # of KVM's changes of its page tables. The number lets the loops get going first.
