@@ -131,8 +131,9 @@ static RESET_BEGUN: Atomic<i32> = Atomic::new(0);
 /// How many CPUs that a crash stopped have flushed their caches.
 static STOPPED_FLUSHED: Atomic<u32> = Atomic::new(0);
 
-/// Whether the module has made normal all memory that it had. Pages that it had given back before, and
-/// that nobody had converted yet, are private still.
+/// Whether the module has made normal all memory that it had.
+///
+/// Pages that it had given back before, and that nobody had converted yet, are private still.
 fn is_disabled() -> bool {
     DISABLED.load(Relaxed) != 0
 }
