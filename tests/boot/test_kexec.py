@@ -96,7 +96,9 @@ def test_kexec_converts_what_the_module_keeps(machine, chain, tds):
     check_next(boot)
     if machine.kernel == "rust":
         check_nothing_left(boot)
-        assert not said(boot, "asking the TDX module"), "KVM knows its TDs"
+        # Of a TD that is just being taken down KVM does not know whether it is there still.
+        asked = said(boot, "asking the TDX module")
+        assert tds == "churn" or not asked, "KVM knows its TDs"
     else:
         assert "pamt" in boot.summary["kernels"][0]["private_bytes"]
         assert "private-left" in boot.summary["allowed_violations"]
