@@ -153,8 +153,12 @@ def test_kdump_at_a_removal_of_the_c(machine_with, chain):
 
 @pytest.mark.parametrize("place", ["remove", "convert"])
 def test_kdump_with_tds_that_nobody_knows(rust, chain, reset_test, place):
-    """KVM is taken out of the chain. The TDX module calls a page free that is not converted yet."""
-    before = "insmod /reset-test.ko alone=1 || exit 6\n" + churning(4)
+    """KVM is taken out of the chain. The TDX module calls a page free that is not converted yet.
+
+    One loop, so that no other CPU is just inside TDH.MEM.PAGE.REMOVE: the NMI that stops it would come
+    before the kernel knows which page that was. Nobody but a user that is registered knows it then.
+    """
+    before = "insmod /reset-test.ko alone=1 || exit 6\n" + churning(1)
     file = f"{reset_test}:reset-test.ko"
     boot = kdump(chain, rust, before, "", "--at", f"{PLACES[place]}=nmi", "--file", file)
     assert said(boot, "asking the TDX module"), boot.console
