@@ -8,8 +8,8 @@
 //! private lines until its owner has converted it, while the module calls it free: such a page is
 //! a stray ([`add_stray`]) until then.
 //!
-//! Only machines with the partial-write erratum keep books: elsewhere they stay closed, and all
-//! functions do nothing. No lock and no allocation but in [`open`]; any context, NMI included.
+//! Only machines with the partial-write erratum keep books: elsewhere they stay closed, and nothing
+//! is noted but the page handed over last. No lock and no allocation but in [`open`]; any context, NMI included.
 //!
 //! Neighbours: [`crate::td`] and [`crate::tdh`] write here, [`crate::kexec`] reads.
 

@@ -266,9 +266,10 @@ impl Reset {
 
     /// Evidence for the conversions, which all come after a flush.
     fn flushed(&self) -> CachesFlushed {
-        // SAFETY: Every CPU has flushed in the first step, or when a crash stopped it, and calls
-        // since then ask about pages, which writes PAMT entries only. Those are flushed before the
-        // PAMTs are converted.
+        // SAFETY: Every CPU has flushed in the step before the conversions, or when a crash stopped
+        // it, and calls since then ask about pages, which writes PAMT entries only. Those are flushed
+        // before the PAMTs are converted. A CPU that a crash could not stop may not have flushed: not
+        // to convert would be worse, and `reset_alone` reports it as an error.
         unsafe { CachesFlushed::promised() }
     }
 
