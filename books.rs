@@ -26,6 +26,7 @@ use kernel::sync::atomic::{
 };
 use kernel::sync::SetOnce;
 
+use crate::guards::PreemptDisabled;
 use crate::range::{
     PageSize,
     Pfn,
@@ -281,6 +282,37 @@ pub(crate) fn strays() -> impl Iterator<Item = PhysRange> {
 /// Whether there were more strays than [`strays`] knows.
 pub(crate) fn lost_strays() -> bool {
     STRAYS.lost.load(Relaxed) != 0
+}
+
+/// How many CPUs are about to learn from the module which page it gave back.
+static LEAVING: Atomic<u32> = Atomic::new(0);
+
+/// A page is leaving a TD, and nobody here knows which: the module says so when it has left.
+///
+/// Exists from before the call that takes the page until the page is a stray. A crash meanwhile
+/// finds the page neither with the module nor among the strays: only the user of the TD can name it.
+/// Kexec does not come between, as preemption is off.
+pub(crate) struct PageLeaving(PreemptDisabled);
+
+impl PageLeaving {
+    #[inline(always)]
+    pub(crate) fn begin() -> Self {
+        let preempt = PreemptDisabled::new();
+        LEAVING.fetch_add(1u32, Relaxed);
+        Self(preempt)
+    }
+}
+
+impl Drop for PageLeaving {
+    #[inline(always)]
+    fn drop(&mut self) {
+        LEAVING.fetch_sub(1u32, Relaxed);
+    }
+}
+
+/// How many pages were leaving TDs when everything else was stopped.
+pub(crate) fn pages_leaving() -> u32 {
+    LEAVING.load(Relaxed)
 }
 
 /// Counts a TD that TDH.MNG.CREATE made.

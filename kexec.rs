@@ -14,7 +14,8 @@
 //! 5. The PAMTs are converted.
 //!
 //! Of a module that has TDH.SYS.DISABLE only those pages are left that it had given back before, and
-//! that their owner has not converted yet: a flush and their conversion are the whole memory reset.
+//! that their owner has not converted yet: a flush and their conversion are the whole memory reset,
+//! with a call of the users if a page was just being given back, which only they can name.
 //!
 //! With kexec all CPUs take part, in lockstep, while everything else stands still: see [`STEPS`].
 //! In a crash one CPU makes the same steps alone; the others flushed when they were stopped.
@@ -211,9 +212,10 @@ struct Reset {
     /// Bytes of memory converted that no user converted, and of PAMT.
     found: Atomic<u64>,
     pamt: Atomic<u64>,
-    /// How many pages the module was asked about, and how many questions it did not answer.
+    /// How many pages the module was asked about.
     questions: Atomic<u64>,
-    unanswered: Atomic<u64>,
+    /// How many pages may be private that nobody could tell.
+    unknown: Atomic<u64>,
     /// When to say next how far it is, in the time of [`Stopwatch`].
     next_progress: Atomic<u64>,
 }
@@ -259,7 +261,7 @@ impl Reset {
             found: Atomic::new(0),
             pamt: Atomic::new(0),
             questions: Atomic::new(0),
-            unanswered: Atomic::new(0),
+            unknown: Atomic::new(0),
             next_progress: Atomic::new(Stopwatch::now() + PROGRESS_INTERVAL),
         }
     }
@@ -278,10 +280,11 @@ impl Reset {
         if !reset::has_erratum() {
             return Ok(());
         }
-        let strays = books::strays().next().is_some() || books::lost_strays();
+        let given_back =
+            books::strays().next().is_some() || books::lost_strays() || books::pages_leaving() != 0;
         let owned =
             !is_disabled() && (books::tds() != 0 || pamt_alloc::handed(alone).next().is_some());
-        if !strays && !owned {
+        if !given_back && !owned {
             return Ok(());
         }
         if RESET_BEGUN.xchg(1, Full) != 0 {
@@ -312,10 +315,13 @@ impl Reset {
         }
         if books::lost_strays() {
             pr_warn!("more pages that TDs gave back were not converted than can be remembered\n");
-            self.unanswered.fetch_add(1u64, Relaxed);
+            self.unknown.fetch_add(1u64, Relaxed);
         }
         // Of all else a module that is disabled has made normal what it had.
-        if is_disabled() {
+        let leaving = books::pages_leaving();
+        if leaving != 0 {
+            pr_info!("{leaving} pages were just leaving TDs: their users can name them\n");
+        } else if is_disabled() {
             return Ok(());
         }
         let tds = books::tds();
@@ -335,7 +341,11 @@ impl Reset {
                 users.tds
             );
         }
-        if users.failed != 0 || users.tds != tds {
+        if users.failed == 0 && users.tds == tds {
+            return Ok(());
+        }
+        self.unknown.fetch_add(u64::from(leaving), Relaxed);
+        if !is_disabled() {
             pr_info!("asking the TDX module which pages are private\n");
             self.search.store(1, Relaxed);
         }
@@ -440,7 +450,7 @@ impl Reset {
 
     /// Notes that the module did not say what the page at `addr` is. The log says the first time.
     fn did_not_answer(&self, error: &SeamcallError, addr: PhysAddr) {
-        if self.unanswered.fetch_add(1u64, Relaxed) == 0 {
+        if self.unknown.fetch_add(1u64, Relaxed) == 0 {
             error.report(fmt!("asking about the page at {:#x}", addr.get()));
         }
         if matches!(error.cause, Cause::NotReached(_)) {
@@ -512,10 +522,10 @@ impl Reset {
             books::tds(),
             self.questions.load(Relaxed)
         );
-        if self.unanswered.load(Relaxed) != 0 {
+        if self.unknown.load(Relaxed) != 0 {
             pr_err!(
-                "pages may be left private ({} questions without an answer): the next kernel may die of a machine check ({})\n",
-                self.unanswered.load(Relaxed),
+                "pages may be left private ({} that nobody could name or answer for): the next kernel may die of a machine check ({})\n",
+                self.unknown.load(Relaxed),
                 EIO.to_errno()
             );
             return Err(EIO);

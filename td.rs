@@ -344,6 +344,8 @@ pub(crate) fn mem_track(td: Tdr) -> Outcome {
 /// RCX is the physical address of the page; refused, RCX and RDX are as in [`mem_sept_add`].
 #[inline(always)]
 pub(crate) fn mem_page_remove(td: Tdr, at: GpaAndLevel) -> Outcome {
+    // Until the page is noted, only its user knows which one the module gave back.
+    let _leaving = books::PageLeaving::begin();
     on_entry(Leaf::TDH_MEM_PAGE_REMOVE, td, at).inspect(|reply| {
         let size = match at.level() {
             SeptLevel::Size4K => PageSize::Size4K,

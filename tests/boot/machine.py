@@ -98,7 +98,9 @@ class Boot:
         assert self.summary.get("violations") == {}, f"{violations}\n{self.report}"
         assert self.summary["unused_injections"] == [], self.report
         known, unknown, traces = [], [], []
-        for line in filter(COMPLAINTS.search, self.console.splitlines()):
+        # A console that is taken over in the middle of a line breaks it off and writes it again.
+        console = re.sub(r"^.*\n\*\* replaying previous printk message \*\*$", "", self.console, flags=re.M)
+        for line in filter(COMPLAINTS.search, console.splitlines()):
             if allow and re.search(allow, line):
                 known.append(line)
             else:
@@ -132,6 +134,14 @@ class Machine:
         self.image = image
         self.directory = directory
         self.runs = 0
+
+    def disassembly(self, function: str) -> list[tuple[int, str]]:
+        """Address and mnemonic of each instruction of a function of the kernel."""
+        vmlinux = self.image.parents[3] / "vmlinux"
+        command = ["llvm-objdump", "-d", f"--disassemble-symbols={function}", str(vmlinux)]
+        text = subprocess.run(command, check=True, text=True, capture_output=True).stdout
+        found = re.findall(r"^([0-9a-f]+): (?:[0-9a-f]{2} )+\s*(\S+)", text, re.MULTILINE)
+        return [(int(address, 16), mnemonic) for address, mnemonic in found]
 
     def run(
         self,

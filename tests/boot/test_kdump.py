@@ -7,6 +7,8 @@ bring-up is over by then. A panic before that stops the machine.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from handover import (
@@ -98,7 +100,27 @@ def test_kdump_with_sys_disable_before_a_conversion(rust, chain):
         script=crash(churning(4), ""), next_script=COPY, allow=PANIC, timeout=540, **CRASH,
     )  # fmt: skip
     check_nothing_left(boot)
-    assert said(boot, "memory reset in .*: 0 KB of PAMT, 4 KB found"), boot.console
+    # Another CPU may have been as far.
+    assert said(boot, r"memory reset in .*: 0 KB of PAMT, [1-9]\d* KB found"), boot.console
+
+
+def after_removal(machine) -> list[str]:
+    """Arguments: an NMI right after a TDH.MEM.PAGE.REMOVE."""
+    function = "tdh_mem_page_remove"
+    code = machine.disassembly(function)
+    places = [code[n + 1][0] - code[0][0] for n, (_, name) in enumerate(code) if name == "seamcall"]
+    assert len(places) == 1, code
+    return ["--at", f"{function}+{places[0]:#x}:10=nmi"]
+
+
+def test_kdump_with_sys_disable_right_after_a_removal(rust, chain):
+    """The module gave pages back before it was disabled, and only their user can name them."""
+    boot = chain(
+        rust, "--cpus", "4", *MEMORY, *after_removal(rust), script=crash(churning(4), ""),
+        next_script=COPY, allow=PANIC, timeout=540, **CRASH,
+    )  # fmt: skip
+    check_nothing_left(boot)
+    assert said(boot, "[1-3] pages were just leaving TDs"), boot.console
 
 
 # Calls of kernel functions at which an NMI comes while TDs are built and taken down in several loops:
@@ -162,6 +184,22 @@ def test_kdump_with_tds_that_nobody_knows(rust, chain, reset_test, place):
     file = f"{reset_test}:reset-test.ko"
     boot = kdump(chain, rust, before, "", "--at", f"{PLACES[place]}=nmi", "--file", file)
     assert said(boot, "asking the TDX module"), boot.console
+
+
+def test_kdump_says_what_nobody_knows(rust, chain, reset_test):
+    """The module has given a page back, the kernel does not know which one, and KVM is not asked."""
+    before = "insmod /reset-test.ko alone=1 || exit 6\n" + churning(4)
+    boot = chain(
+        rust, "--cpus", "4", *MEMORY, *NO_DISABLE, *after_removal(rust),
+        "--file", f"{reset_test}:reset-test.ko", "--allow", "private-left",
+        script=crash(before, ""), next_script=COPY, allow=PANIC, timeout=540, **CRASH,
+    )  # fmt: skip
+    check_next(boot)
+    leaving = re.search(r"virt/tdx: ([1-3]) pages were just leaving TDs", boot.console)
+    assert leaving, boot.console
+    assert said(boot, f"pages may be left private \\({leaving[1]} that nobody could name"), boot.console
+    left = boot.summary["kernels"][0]["private_bytes"]
+    assert 0 < sum(left.values()) <= int(leaving[1]) * 4096, left
 
 
 @pytest.mark.parametrize(

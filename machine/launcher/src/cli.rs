@@ -73,6 +73,17 @@ pub enum Expect {
     Panic,
 }
 
+/// An instruction of the kernel, and which time a processor comes to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Function it is in.
+    pub function: String,
+    /// Bytes from the function's first instruction.
+    pub offset: u64,
+    /// Which time, from 1.
+    pub call: u64,
+}
+
 /// Options of `tdx-machine run`.
 #[derive(Debug, Args)]
 pub struct Run {
@@ -181,9 +192,15 @@ pub struct Run {
     pub watch_memory: bool,
 
     /// Give the processor an NMI that makes the Nth call of a kernel function, the first if N is left
-    /// out. With the kernel parameter unknown_nmi_panic the kernel panics there.
-    #[arg(long, value_name = "FUNCTION[:N]=nmi", value_parser = nmi, help_heading = "Faults")]
-    pub at: Vec<(String, u64)>,
+    /// out, or that comes for the Nth time to the instruction so many bytes after the function's first.
+    /// With the kernel parameter unknown_nmi_panic the kernel panics there.
+    #[arg(
+        long,
+        value_name = "FUNCTION[+OFFSET][:N]=nmi",
+        value_parser = nmi,
+        help_heading = "Faults"
+    )]
+    pub at: Vec<Place>,
 
     /// Count the instructions of each call of the kernel function with this name; * stands for any
     /// characters. About half as fast.
@@ -304,14 +321,19 @@ fn slow(text: &str) -> Result<(u64, u32), String> {
     Ok((tdx_platform::inject::leaf_by_name(leaf)?, time))
 }
 
-fn nmi(text: &str) -> Result<(String, u64), String> {
-    let place = text
-        .strip_suffix("=nmi")
-        .ok_or_else(|| format!("'{text}': expected FUNCTION=nmi or FUNCTION:N=nmi"))?;
-    let (name, call) = place.split_once(':').unwrap_or((place, "1"));
+fn nmi(text: &str) -> Result<Place, String> {
+    let place = text.strip_suffix("=nmi").ok_or_else(|| {
+        format!("'{text}': expected FUNCTION=nmi, FUNCTION:N=nmi or FUNCTION+OFFSET:N=nmi")
+    })?;
+    let (place, call) = place.split_once(':').unwrap_or((place, "1"));
     let call = call.parse().ok().filter(|&call| call > 0);
-    let call = call.ok_or_else(|| format!("'{place}' does not end with the number of a call"))?;
-    Ok((name.to_owned(), call))
+    let call = call.ok_or_else(|| format!("'{text}' does not end with the number of a call"))?;
+    let (function, offset) = place.split_once('+').unwrap_or((place, "0"));
+    Ok(Place {
+        function: function.to_owned(),
+        offset: units::number(offset)?,
+        call,
+    })
 }
 
 /// No leaf stands for all.
@@ -373,8 +395,13 @@ mod tests {
             ]
         );
         assert_eq!(parsed.slow, [(33, 50)]);
-        let at = run("--at f=nmi --at g:7=nmi").unwrap().at;
-        assert_eq!(at, [("f".into(), 1), ("g".into(), 7)]);
+        let at = run("--at f=nmi --at g:7=nmi --at h+0x1a:2=nmi").unwrap().at;
+        let place = |function: &str, offset, call| Place {
+            function: function.into(),
+            offset,
+            call,
+        };
+        assert_eq!(at, [place("f", 0, 1), place("g", 0, 7), place("h", 26, 2)]);
         assert_eq!(parsed.latency, [(None, 20), (Some(33), 0)]);
     }
 
@@ -396,6 +423,7 @@ mod tests {
             ("--count-symbols a[", "invalid"),
             ("--at f=irq", "=nmi"),
             ("--at f:0=nmi", "number of a call"),
+            ("--at f+x:1=nmi", "'x' is not a number"),
             ("--next-script f", "--script"),
         ] {
             let error = run(args).unwrap_err();

@@ -84,14 +84,17 @@ fn add_symbols(run: &Run, setup: &mut Setup) -> Result<(), Error> {
         symbols::find(patterns, &map).map_err(|e| Error::Usage(format!("{}: {e}", path.display())))
     };
     setup.config.counted = find(&run.count_symbols)?;
-    for (name, call) in &run.at {
-        let name = Pattern::new(&Pattern::escape(name)).map_err(|e| Error::Usage(e.to_string()))?;
-        let places = find(&[name])?;
-        let place = |function| NmiPlace {
-            function,
-            call: *call,
-        };
-        setup.config.nmis.extend(places.into_iter().map(place));
+    for at in &run.at {
+        let name = Pattern::new(&Pattern::escape(&at.function));
+        let name = name.map_err(|e| Error::Usage(e.to_string()))?;
+        for mut function in find(&[name])? {
+            if at.offset != 0 {
+                function.name += &format!("+{:#x}", at.offset);
+                function.address = function.address.saturating_add(at.offset);
+            }
+            let call = at.call;
+            setup.config.nmis.push(NmiPlace { function, call });
+        }
     }
     Ok(())
 }

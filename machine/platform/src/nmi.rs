@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Non-maskable interrupts at chosen places: for the processor that makes the Nth call of a kernel
-//! function, before the first instruction of it. With the kernel parameter `unknown_nmi_panic` the
-//! kernel panics there.
+//! function, before the first instruction of it, or that comes for the Nth time to another instruction.
+//! With the kernel parameter `unknown_nmi_panic` the kernel panics there.
 
 use crate::counts::Function;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// Where an NMI comes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NmiPlace {
-    /// Function that is called.
+    /// Function that is called, or another instruction.
     pub function: Function,
     /// Call at which it comes, from 1, counted on all processors together.
     pub call: u64,
