@@ -30,7 +30,7 @@ help:
 #:   lint            formatting, clippy, documentation, checkpatch, sparse, licences
 #:   machine-test    cargo tests of the machine
 #:   host-test       cargo tests of the module's pure files
-#:   host-test-long  the same, a million cases of each property of planning
+#:   host-test-long  the same, a million cases of each property of planning: hours
 #:                   (CASES=N for another number)
 #:   fuzz            coverage-guided fuzzing of the pure files, a minute for each
 #:                   of three targets (FUZZ_SECONDS=N for another time)

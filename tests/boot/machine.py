@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,6 +125,16 @@ def read_trace(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def with_parameters(args: Iterable[str]) -> list[str]:
+    """The arguments, with what TDX_PARAMETERS has for every kernel added to the kernel's parameters."""
+    result, more = list(args), os.environ.get("TDX_PARAMETERS")
+    if more and "--append" in result:
+        result[result.index("--append") + 1] += f" {more}"
+    elif more:
+        result += ["--append", more]
+    return result
+
+
 class Machine:
     """Starts the launcher with one kernel."""
 
@@ -174,7 +184,7 @@ class Machine:
             command += ["--next-script", str(directory / "script")]
         if meanwhile:
             command += ["--qmp", str(directory / "qmp")]
-        command += args
+        command += with_parameters(args)
         with subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as process:

@@ -28,6 +28,8 @@ from handover import (
     starts,
 )
 
+pytestmark = pytest.mark.two_kernels
+
 # The contexts of a panic: more arguments of the machine, what the script does, and with what the panic
 # begins. The module with awkward users is for our kernel only.
 CONTEXTS = {
@@ -74,7 +76,7 @@ def test_nothing_private_is_touched_by_the_dump(rust, chain):
     kdump(chain, rust, running(2, 2), CONTEXTS["task"][1], "--watch-memory")
 
 
-@pytest.mark.parametrize("context", ["irq", "softirq"])
+@pytest.mark.parametrize("context", [pytest.param("irq", marks=pytest.mark.checked), "softirq"])
 def test_kdump_in_an_interrupt(rust, chain, reset_test, context):
     _, how, panic = CONTEXTS[context]
     file = f"{reset_test}:reset-test.ko"
@@ -113,14 +115,18 @@ def after_removal(machine) -> list[str]:
     return ["--at", f"{function}+{places[0]:#x}:10=nmi"]
 
 
+@pytest.mark.checked
 def test_kdump_with_sys_disable_right_after_a_removal(rust, chain):
-    """The module gave pages back before it was disabled, and only their user can name them."""
+    """The module gave a page back before it was disabled, and only its user can name it.
+
+    One loop: with more of them there may be other pages to convert.
+    """
     boot = chain(
-        rust, "--cpus", "4", *MEMORY, *after_removal(rust), script=crash(churning(4), ""),
+        rust, "--cpus", "4", *MEMORY, *after_removal(rust), script=crash(churning(1), ""),
         next_script=COPY, allow=PANIC, timeout=540, **CRASH,
     )  # fmt: skip
     check_nothing_left(boot)
-    assert said(boot, "[1-3] pages were just leaving TDs"), boot.console
+    assert said(boot, "1 pages were just leaving TDs"), boot.console
 
 
 # Calls of kernel functions at which an NMI comes while TDs are built and taken down in several loops:
@@ -137,7 +143,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [pytest.param(x, marks=pytest.mark.checked) if x == "remove" else x for x in PLACES]
+)
 def test_kdump_at_any_instruction(rust, chain, place):
     kdump(chain, rust, churning(4), "", "--at", f"{PLACES[place]}=nmi")
 

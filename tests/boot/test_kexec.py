@@ -23,6 +23,9 @@ from handover import (
 )
 
 
+pytestmark = pytest.mark.two_kernels
+
+
 def test_plain_boot_is_one_kernel(machine):
     boot = machine.run("--cpus", "4")
     assert ends(boot) == ["end-of-run"]
@@ -89,7 +92,7 @@ def check_stays_off(boot) -> None:
         assert any("not by kexec" in line for line in boot.tdx_log), boot.tdx_log
 
 
-@pytest.mark.parametrize("tds", ["none", "one", "eight", "churn"])
+@pytest.mark.parametrize("tds", ["none", "one", "eight", pytest.param("churn", marks=pytest.mark.checked)])
 def test_kexec_converts_what_the_module_keeps(machine, chain, tds):
     """Without TDH.SYS.DISABLE. The C leaves its PAMTs, and the TDs."""
     boot = kexec(chain, machine, tds, *NO_DISABLE)
@@ -122,6 +125,7 @@ def test_kexec_without_the_erratum_converts_nothing(machine, chain):
     check_stays_off(boot)
 
 
+@pytest.mark.checked
 def test_kexec_with_sys_disable(machine, chain):
     """The module gives up all memory by itself, if late, and comes up again in the next kernel."""
     inject = "TDH.SYS.DISABLE=INTERRUPTED_RESUMABLE*1000"
@@ -176,6 +180,7 @@ def test_users_of_the_memory_reset(rust, chain, reset_test, user):
         assert races and int(races[1]) > 300, "they are to race the reset"
 
 
+@pytest.mark.checked
 def test_kexec_after_an_update(rust, chain, tdx_host, image):
     """The TDs went over to the new module, and so do the books about them."""
     update = """
