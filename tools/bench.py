@@ -103,6 +103,7 @@ def instructions() -> Table:
         args = ["--cpus", str(cpus), "--memory", f"{memory}G", "--count-symbols", "tdh_mem_track"]
         runs = [both(*args, "--append", "loglevel=4") for _ in range(REPEATS)]
         counts = {which: [span(r[which], BRING_UP[0], "executed") for r in runs] for which in KERNELS}
+        assert all(min(each) > 0 for each in counts.values()), "the machine did not count"
         for which, found in counts.items():
             print(f"   {which}: {min(found):,} to {max(found):,}")
         name = f"{memory} GB, {cpus} CPU{'s' * (cpus > 1)}"

@@ -86,6 +86,14 @@ def test_calls_are_counted_as_often_as_made(boots):
             assert boot.summary["instructions"][name]["calls"] == boot.count(leaf), name
 
 
+def test_instructions_between_calls_are_counted(boots):
+    """All of the kernel's, on all CPUs: at least 20 a call, or it would not get to the next one."""
+    for boot in boots.values():
+        read = boot.summary["leaves"]["TDH.SYS.RD"]
+        between = read["last"]["executed"] - read["first"]["executed"]
+        assert between > 20 * read["calls"], read
+
+
 def test_count_is_that_of_the_code(boots, machine_with):
     """What the disassembler lists up to the return is what is counted: jumps go where it fails."""
     name = "tdh_vp_enter"

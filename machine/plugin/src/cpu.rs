@@ -102,9 +102,7 @@ pub trait Cpu {
     /// Sets `reg`; of a selector only the low 16 bits count.
     fn set_reg(&mut self, reg: Reg, value: u64);
     /// Kernel instructions that all vCPUs together have executed, 0 if they are not counted.
-    fn executed(&self) -> u64 {
-        0
-    }
+    fn executed(&self) -> u64;
     /// Fills `buf` from virtual address `va`, ignoring access rights.
     fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool;
     /// Writes `data` to virtual address `va`, ignoring access rights.
@@ -151,6 +149,9 @@ pub(crate) mod fake {
         }
         fn set_reg(&mut self, reg: Reg, value: u64) {
             self.regs[reg as usize] = value;
+        }
+        fn executed(&self) -> u64 {
+            0
         }
         fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool {
             self.read_phys(va.wrapping_sub(self.offset), buf)

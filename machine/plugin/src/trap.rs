@@ -221,6 +221,10 @@ impl Cpu for Faulted<'_> {
         }
     }
 
+    fn executed(&self) -> u64 {
+        self.cpu.executed()
+    }
+
     fn read_virt(&self, va: u64, buf: &mut [u8]) -> bool {
         self.cpu.read_virt(va, buf)
     }
