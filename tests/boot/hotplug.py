@@ -45,6 +45,8 @@ class Qmp:
         self.protocol.cmd("device_del", id="plugged")
         self.wait(lambda: not self.protocol.cmd("query-memory-devices"))
         self.protocol.cmd("object-del", id="dimm0")
+        # The guest looks at the slot once more, and if there is a DIMM again takes it for the old one.
+        time.sleep(0.1 * SLOWER)
 
     def resize(self, size: int) -> None:
         """Tell the virtio-mem device to give that much memory. The guest takes its time."""
