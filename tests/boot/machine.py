@@ -19,6 +19,8 @@ from pathlib import Path
 
 # How many times slower than usual the kernels are: all limits of time are multiplied by it.
 SLOWER = int(os.environ.get("TDX_SLOWER", "1"))
+# They check themselves: functions are inlined less, and freed memory is kept for a while.
+CHECKED = SLOWER > 1
 
 # A kernel that complains: never expected, whatever the machine does to it.
 COMPLAINTS = re.compile(

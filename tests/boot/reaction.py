@@ -95,7 +95,9 @@ def parts(text: str) -> list[list[str]]:
 
 # Lines of the kernel's log about KVM and TDX. Of a warning only its place is compared.
 KEPT = re.compile(r"WARNING: |SEAMCALL|TDH_|HKID|kvm|virt/tdx|BUG|Bad page|td-client")
-DROPPED = re.compile(r"^(RIP|CPU|Modules|Call Trace|Hardware|Code|R\w\w:| |\?)|\[last unloaded")
+DROPPED = re.compile(
+    r"^(RIP|CPU|Modules|Call Trace|Hardware|Code|R\w\w:| |\?|(hard|soft)irqs last)|\[last unloaded"
+)
 
 
 def log_line(line: str) -> str | None:

@@ -16,6 +16,8 @@ import pytest
 from machine import Boot, Machine
 from td import LIFE
 
+pytestmark = pytest.mark.counts
+
 # What KVM calls while a TD runs, and for each of its pages.
 HOT = ["tdh_vp_enter", "tdh_mem_page_aug", "tdh_mem_page_remove", "tdh_mem_track"]
 
