@@ -7,7 +7,10 @@
 //! chain can be walked at any instant of a registration, since one store puts an entry in or takes
 //! it out. It calls every user, whatever the others say.
 //!
-//! Neighbour: [`crate::kexec`] makes the call.
+//! In a crash nobody knows in what state a user is, so they are called on CPUs that the crash has
+//! stopped ([`call_in_crash`], [`help`]): one that hangs or crashes takes only such a CPU with it.
+//!
+//! Neighbours: [`crate::kexec`] makes the call, [`crate::deputy`] lends the CPUs.
 
 use core::marker::PhantomPinned;
 use core::pin::Pin;
@@ -21,10 +24,47 @@ use kernel::ffi::{
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
+use crate::deputy::{
+    Desk,
+    Given,
+    Patience, //
+};
 use crate::kexec::NothingElseRuns;
+use crate::reset;
 
 /// How many users are called. More are a chain that bites its tail.
 const USERS_MAX: usize = 1024;
+
+/// How long a user may take in a crash for each page that it converts.
+const PATIENCE: Patience = Patience {
+    take: 1_000_000_000,
+    progress: 5_000_000_000,
+};
+
+/// Where stopped CPUs learn which user to call.
+static DESK: Desk<bindings::notifier_block> = Desk::new();
+
+/// What one user did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Answer {
+    /// Whether it could not convert everything.
+    failed: bool,
+    /// How many TDs it has converted.
+    tds: u32,
+}
+
+impl Answer {
+    fn pack(self) -> u64 {
+        u64::from(self.failed) << 32 | u64::from(self.tds)
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self {
+            failed: packed >> 32 != 0,
+            tds: packed as u32,
+        }
+    }
+}
 
 /// What the users did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,12 +82,34 @@ fn chain() -> *mut bindings::blocking_notifier_head {
     &raw mut bindings::tdx_glue_reset_chain
 }
 
-/// Calls every user of `chain`, in order.
+/// Calls the user `nb`.
+///
+/// # Safety
+///
+/// `nb` is an entry of a chain, and valid.
+unsafe fn call_user(nb: *mut bindings::notifier_block) -> Answer {
+    let mut reset = bindings::tdx_memory_reset { tds: 0 };
+    // SAFETY: Promised by the caller; the callback of a valid entry is one.
+    let said = unsafe { (*nb).notifier_call }.map_or(0, |callback| unsafe {
+        callback(nb, 0, (&raw mut reset).cast())
+    });
+    Answer {
+        // Whether to stop here is not for a user to say. Beyond that, more than OK is an error.
+        failed: said & !(bindings::NOTIFY_STOP_MASK as c_int) > bindings::NOTIFY_OK as c_int,
+        tds: reset.tds,
+    }
+}
+
+/// Has every user of `chain` called by `call`, in order. `None` is the answer of a user that does
+/// not come back.
 ///
 /// # Safety
 ///
 /// `chain` is a notifier chain whose entries are valid.
-unsafe fn call_chain(chain: *mut bindings::blocking_notifier_head) -> Users {
+unsafe fn call_chain(
+    chain: *mut bindings::blocking_notifier_head,
+    mut call: impl FnMut(*mut bindings::notifier_block) -> Option<Answer>,
+) -> Users {
     let mut users = Users::default();
     // SAFETY: Promised by the caller.
     let mut next = unsafe { (&raw mut (*chain).head).read_volatile() };
@@ -55,18 +117,22 @@ unsafe fn call_chain(chain: *mut bindings::blocking_notifier_head) -> Users {
         if next.is_null() {
             break;
         }
-        let mut reset = bindings::tdx_memory_reset { tds: 0 };
-        // SAFETY: Entries of a chain are valid, and so are their callbacks.
-        let answer = unsafe { (*next).notifier_call }.map_or(0, |callback| unsafe {
-            callback(next, 0, (&raw mut reset).cast())
-        });
+        let answer = call(next);
         users.called += 1;
-        // Whether to stop here is not for a user to say. Beyond that, more than OK is an error.
-        if answer & !(bindings::NOTIFY_STOP_MASK as c_int) > bindings::NOTIFY_OK as c_int {
+        users.tds = users
+            .tds
+            .saturating_add(answer.map_or(0, |answer| answer.tds));
+        let complaint = match answer {
+            Some(answer) if !answer.failed => None,
+            Some(_) => Some(c"could not make its memory normal"),
+            None => Some(c"hangs, or has crashed: going on without it"),
+        };
+        if let Some(complaint) = complaint {
             users.failed += 1;
+            // SAFETY: Entries of a chain are valid; the text ends with a NUL.
+            unsafe { bindings::tdx_glue_say_user(next, complaint.as_char_ptr()) };
         }
-        users.tds = users.tds.saturating_add(reset.tds);
-        // SAFETY: As above.
+        // SAFETY: Entries of a chain are valid.
         next = unsafe { (&raw mut (*next).next).read_volatile() };
     }
     if !next.is_null() {
@@ -80,7 +146,41 @@ unsafe fn call_chain(chain: *mut bindings::blocking_notifier_head) -> Users {
 pub(crate) fn call(_alone: &NothingElseRuns<'_>) -> Users {
     // SAFETY: Users keep their entries valid while they are registered, and nobody registers or
     // unregisters now: at most somebody was stopped in the middle of it.
-    unsafe { call_chain(chain()) }
+    unsafe { call_chain(chain(), |nb| Some(call_user(nb))) }
+}
+
+/// Has every user called by one of the `deputies`, CPUs that are in [`help`] or on their way to it.
+/// Those that are left, if deputies run out, are called here. Any context.
+pub(crate) fn call_in_crash(_alone: &NothingElseRuns<'_>, deputies: u32) -> Users {
+    let mut deputies = deputies;
+    let by_deputy = |nb| {
+        if deputies != 0 {
+            match DESK.give(nb, PATIENCE, reset::conversions) {
+                Given::Done(answer) => return Some(Answer::unpack(answer)),
+                Given::Hangs => {
+                    deputies -= 1;
+                    return None;
+                }
+                Given::NotTaken => deputies = 0,
+            }
+        }
+        // SAFETY: As below.
+        Some(unsafe { call_user(nb) })
+    };
+    reset::count_conversions();
+    // SAFETY: As in `call`; a user of which nothing was heard may still run, but stays registered.
+    unsafe { call_chain(chain(), by_deputy) }
+}
+
+/// Waits on a CPU that a crash has stopped, and calls users, until [`dismiss`]. Any context.
+pub(crate) fn help() {
+    // SAFETY: What is given here comes from `call_chain`, whose entries are valid.
+    DESK.serve(|nb| unsafe { call_user(nb) }.pack());
+}
+
+/// Lets the CPUs in [`help`] go.
+pub(crate) fn dismiss() {
+    DESK.close();
 }
 
 /// Registers a user; see `asm/tdx.h`.
@@ -231,7 +331,15 @@ mod tests {
         // SAFETY: Nobody else knows the chain, whose lock is not used; the entries are valid.
         unsafe {
             (*chain).head = first;
-            call_chain(chain)
+            call_chain(chain, |nb| Some(call_user(nb)))
+        }
+    }
+
+    #[test]
+    fn answers_survive_packing() {
+        for (failed, tds) in [(false, 0), (true, 0), (false, u32::MAX), (true, 5)] {
+            let answer = Answer { failed, tds };
+            assert_eq!(Answer::unpack(answer.pack()), answer);
         }
     }
 

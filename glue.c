@@ -3,6 +3,8 @@
  * The C side of the Rust TDX host support: accessors for macros, static inlines
  * and per-CPU variables, the initcall, and the exported symbols. No logic.
  */
+#define pr_fmt(fmt) "virt/tdx: " fmt
+
 #include <linux/cpu.h>
 #include <linux/export.h>
 #include <linux/init.h>
@@ -11,6 +13,7 @@
 #include <linux/notifier.h>
 #include <linux/percpu.h>
 #include <linux/preempt.h>
+#include <linux/printk.h>
 #include <linux/sched.h>
 #include <linux/sched/clock.h>
 #include <linux/spinlock.h>
@@ -289,6 +292,11 @@ void tdx_glue_hand_over(u64 pfn, unsigned int size)
 {
 	this_cpu_write(tdx_handed_last, pfn);
 	clflush_cache_range(pfn_to_kaddr(pfn), size);
+}
+
+void tdx_glue_say_user(const struct notifier_block *nb, const char *what)
+{
+	pr_warn("user %ps of TDs %s\n", nb->notifier_call, what);
 }
 
 subsys_initcall(tdx_enable);

@@ -100,6 +100,9 @@ u64 tdx_glue_virt_to_phys(const void *addr);
 void *tdx_glue_phys_to_virt(u64 addr);
 void tdx_glue_hand_over(u64 pfn, unsigned int size);
 
+/* Messages that Rust cannot format. */
+void tdx_glue_say_user(const struct notifier_block *nb, const char *what);
+
 #ifdef CONFIG_INTEL_TDX_HOST_KUNIT_TEST
 #include "test_glue.h"
 #endif

@@ -18,12 +18,15 @@
 //! with a call of the users if a page was just being given back, which only they can name.
 //!
 //! With kexec all CPUs take part, in lockstep, while everything else stands still: see [`STEPS`].
-//! In a crash one CPU makes the same steps alone; the others flushed when they were stopped.
+//! In a crash one CPU makes the same steps alone; the others flushed when they were stopped, and
+//! then wait ([`tdx_help_memory_reset`]) to call users in its place, so that it is never in code
+//! that may hang.
 //! So nobody needs a lock, nobody can change what is being converted, and no user of TDs meets a
 //! call that is refused while it is about to free a page.
 //!
 //! Neighbours: [`crate::cpu`] calls this on the way down, the crash path calls [`tdx_sys_disable`],
-//! [`tdx_flush_stopped_cpu`] and [`tdx_reset_memory`]; [`crate::reset`] converts.
+//! [`tdx_flush_stopped_cpu`], [`tdx_help_memory_reset`] and [`tdx_reset_memory`];
+//! [`crate::reset`] converts.
 //!
 //! C it replaces: `tdx_sys_disable()` in `arch/x86/virt/vmx/tdx/tdx.c`.
 
@@ -43,7 +46,10 @@ use kernel::types::NotThreadSafe;
 use crate::abi::PageType;
 use crate::books;
 use crate::bringup::Stopwatch;
-use crate::chain;
+use crate::chain::{
+    self,
+    Users, //
+};
 use crate::cpu;
 use crate::fields::TdxFeatures0;
 use crate::guards::{
@@ -199,6 +205,20 @@ pub unsafe extern "C" fn tdx_flush_stopped_cpu() {
     STOPPED_FLUSHED.fetch_add(1u32, Full);
 }
 
+/// Calls users of the memory reset on this CPU, which a crash has stopped, until the reset is over;
+/// see `asm/tdx.h`. NMI.
+///
+/// # Safety
+///
+/// None beyond being called by C, on a CPU that has nothing else to do.
+#[export]
+pub unsafe extern "C" fn tdx_help_memory_reset() {
+    // CPUs are stopped for other reasons as well, after which there is no memory reset.
+    if STOPPED_FLUSHED.load(Relaxed) != 0 {
+        chain::help();
+    }
+}
+
 /// What the CPUs that reset memory share.
 struct Reset {
     /// Whether there is anything to convert.
@@ -235,7 +255,10 @@ const STEPS: &[Step<Reset>] = &[
     },
     Step {
         who: Who::BootCpu,
-        work: |reset, stopped| reset.call_users(&NothingElseRuns::among(stopped)),
+        work: |reset, stopped| {
+            let alone = NothingElseRuns::among(stopped);
+            reset.call_users(|| chain::call(&alone))
+        },
     },
     Step {
         who: Who::All,
@@ -305,8 +328,8 @@ impl Reset {
         Ok(())
     }
 
-    /// Lets the users convert their TDs, and converts what these gave back last. One CPU.
-    fn call_users(&self, alone: &NothingElseRuns<'_>) -> Result {
+    /// Lets the users convert their TDs by `call`, and converts what these gave back last. One CPU.
+    fn call_users(&self, call: impl FnOnce() -> Users) -> Result {
         if !self.is_needed() {
             return Ok(());
         }
@@ -325,7 +348,7 @@ impl Reset {
             return Ok(());
         }
         let tds = books::tds();
-        let users = chain::call(alone);
+        let users = call();
         if users.failed != 0 {
             pr_warn!(
                 "{} of {} users of TDs could not make their memory normal\n",
@@ -553,9 +576,10 @@ fn reset_alone(alone: &NothingElseRuns<'_>) -> Result {
     }
     // SAFETY: Has no requirements.
     let others = unsafe { bindings::tdx_glue_nr_online_cpus() }.saturating_sub(1);
-    let silent = others.saturating_sub(STOPPED_FLUSHED.load(Acquire));
+    let stopped = STOPPED_FLUSHED.load(Acquire);
+    let silent = others.saturating_sub(stopped);
     reset.flush()?;
-    reset.call_users(alone)?;
+    reset.call_users(|| chain::call_in_crash(alone, stopped))?;
     reset.convert_handed_last();
     reset.search()?;
     reset.flush()?;
@@ -582,7 +606,9 @@ pub unsafe extern "C" fn tdx_reset_memory(crash: bool) -> c_int {
     from_result(|| {
         if crash {
             // SAFETY: Promised by the caller.
-            reset_alone(&unsafe { NothingElseRuns::promised() })?;
+            let result = reset_alone(&unsafe { NothingElseRuns::promised() });
+            chain::dismiss();
+            result?;
         } else {
             reset_with_all_cpus()?;
         }

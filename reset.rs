@@ -17,6 +17,10 @@ use core::arch::asm;
 use kernel::bindings;
 use kernel::ffi::c_ulong;
 use kernel::prelude::*;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
 
 use crate::books;
 use crate::range::{
@@ -27,6 +31,22 @@ use crate::range::{
 
 /// Bytes that one MOVDIR64B writes: a cache line, the unit in which memory is private or not.
 const LINE: usize = 64;
+
+/// Whether conversions are counted: only when somebody watches, since all CPUs share the number.
+static COUNTED: Atomic<u32> = Atomic::new(0);
+
+/// How many conversions were made.
+static CONVERSIONS: Atomic<u64> = Atomic::new(0);
+
+/// Counts conversions from here on. Any context.
+pub(crate) fn count_conversions() {
+    COUNTED.store(1, Relaxed);
+}
+
+/// How many conversions were counted. Any context.
+pub(crate) fn conversions() -> u64 {
+    CONVERSIONS.load(Relaxed)
+}
 
 /// Whether this processor has the partial-write erratum. Any context.
 pub(crate) fn has_erratum() -> bool {
@@ -93,6 +113,9 @@ fn zero_lines(start: u64, end: u64) {
     // SAFETY: MFENCE has no requirements. MOVDIR64B is weakly ordered (write-combining protocol);
     // the fence makes the zeroes visible before anything the next owner of the memory does.
     unsafe { asm!("mfence", options(nostack, preserves_flags)) };
+    if COUNTED.load(Relaxed) != 0 {
+        CONVERSIONS.fetch_add(1u64, Relaxed);
+    }
 }
 
 /// Makes `size` bytes at physical address `base` normal again: for KVM, page by page.
@@ -116,5 +139,30 @@ pub unsafe extern "C" fn tdx_quirk_reset_paddr(base: c_ulong, size: c_ulong) {
         if let Some(memory) = range.and_then(|(start, end)| PhysRange::new(start, end)) {
             books::remove_strays(memory);
         }
+    }
+}
+
+#[cfg(CONFIG_INTEL_TDX_HOST_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(tdx_host_reset)]
+mod tests {
+    use super::*;
+    use kernel::alloc::flags::GFP_KERNEL;
+    use kernel::page::Page;
+
+    #[test]
+    fn conversions_are_counted_when_somebody_watches() -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        // SAFETY: The page is one.
+        let pfn = unsafe { bindings::tdx_glue_page_to_pfn(page.as_ptr()) };
+        // SAFETY: The page belongs to this function, and the TDX module never had it.
+        let convert = || unsafe { tdx_quirk_reset_paddr(pfn << 12, 4096) };
+        let before = conversions();
+        convert();
+        assert_eq!(conversions(), before);
+        count_conversions();
+        convert();
+        COUNTED.store(0, Relaxed);
+        assert_eq!(conversions() - before, u64::from(has_erratum()));
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@
 //! | [`tdh`], [`tlb_c`], [`update`] | the calls about TDs and TLB tracking for KVM; runtime update |
 //! | [`td`] | the same calls, typed |
 //! | [`cpu`], [`memory`], [`mce`] | CPU hotplug and power; memory hotplug; machine checks |
-//! | [`kexec`], [`chain`] | what the next kernel finds: shut down, memory reset and its users |
+//! | [`kexec`], [`chain`], [`deputy`] | what the next kernel finds: shut down, memory reset and its users; CPUs that a crash has stopped |
 //! | [`sysinfo`], [`sysconfig`] | what the module says; what it is given |
 //! | [`tdmr_init`], [`parallel`], [`turns`] | TDMRs initialised by many CPUs; work on many CPUs; pure: who does what |
 //! | [`keyid`], [`pamt_alloc`], [`reset`], [`books`] | guest KeyIDs; memory for PAMTs; private memory made normal; where it can be |
@@ -49,6 +49,7 @@ pub mod bridge;
 pub mod bringup;
 pub mod chain;
 pub mod cpu;
+pub mod deputy;
 pub mod early;
 pub mod explain;
 pub mod fields;

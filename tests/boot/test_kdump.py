@@ -44,9 +44,9 @@ CONTEXTS = {
 }
 
 
-def kdump(chain, machine, before: str, how: str, *args: str, **more):
+def kdump(chain, machine, before: str, how: str, *args: str, cpus: int = 4, **more):
     """Crash, and let the crash kernel read all of the memory."""
-    args = ("--cpus", "4", *MEMORY, *NO_DISABLE, *args, *allowed(machine))
+    args = ("--cpus", str(cpus), *MEMORY, *NO_DISABLE, *args, *allowed(machine))
     boot = chain(
         machine, *args, script=crash(before, how), next_script=COPY, allow=PANIC, timeout=540,
         **CRASH, **more,
@@ -208,6 +208,34 @@ def test_kdump_says_what_nobody_knows(rust, chain, reset_test):
     assert said(boot, f"pages may be left private \\({leaving[1]} that nobody could name"), boot.console
     left = boot.summary["kernels"][0]["private_bytes"]
     assert 0 < sum(left.values()) <= int(leaving[1]) * 4096, left
+
+
+# Users that do not come back, by the parameters of the module with awkward users: their callbacks.
+LOST = {
+    "hang=2": ["test_hang", "test_hang"],
+    "oops=1": ["test_oops"],
+}
+
+
+@pytest.mark.parametrize("users", LOST)
+def test_kdump_with_users_that_do_not_come_back(rust, chain, reset_test, users):
+    """Each of them takes a stopped CPU with it. All others are called, and the dump is made."""
+    before = running(2, 2) + f"insmod /reset-test.ko {users}\n"
+    boot = kdump(chain, rust, before, CONTEXTS["task"][1], "--file", f"{reset_test}:reset-test.ko")
+    lost = re.findall(r"virt/tdx: user (\w+) .*of TDs hangs, or has crashed", boot.console)
+    assert lost == LOST[users], boot.console
+    of = len(lost) + 1
+    assert said(boot, f"{len(lost)} of {of} users of TDs could not make their memory normal")
+    assert not said(boot, "TDs exist, and"), "KVM has converted its TDs"
+
+
+def test_kdump_on_one_cpu_with_a_user_that_fails(rust, chain, reset_test):
+    """There is no CPU to help: users are called on the one that crashes."""
+    before = running(1, 1) + "insmod /reset-test.ko fail=1\n"
+    file = f"{reset_test}:reset-test.ko"
+    boot = kdump(chain, rust, before, "echo c >/proc/sysrq-trigger", "--file", file, cpus=1)
+    assert said(boot, "user test_reset .*of TDs could not make its memory normal"), boot.console
+    assert said(boot, "asking the TDX module"), boot.console
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ static bool alone;
 module_param(alone, bool, 0);
 MODULE_PARM_DESC(alone, "Unregister all users there are, KVM too");
 
+static unsigned int hang;
+module_param(hang, uint, 0);
+MODULE_PARM_DESC(hang, "Register so many users that never come back");
+
+static bool oops;
+module_param(oops, bool, 0);
+MODULE_PARM_DESC(oops, "Register a user that crashes itself");
+
 static char *crash = "";
 module_param(crash, charp, 0);
 MODULE_PARM_DESC(crash, "Panic in this context: task, irq, softirq");
@@ -73,6 +81,29 @@ static struct test_user lying_user = {
 	.tds = 1,
 };
 
+static int test_oops(struct notifier_block *nb, unsigned long action, void *data)
+{
+	int *nowhere = (int *)8;
+
+	return READ_ONCE(*nowhere);
+}
+
+static struct test_user crashing_user = {
+	.nb = { .notifier_call = test_oops, .priority = 35 },
+};
+
+static int test_hang(struct notifier_block *nb, unsigned long action, void *data)
+{
+	for (;;)
+		cpu_relax();
+}
+
+static struct test_user hanging_users[] = {
+	{ .nb = { .notifier_call = test_hang, .priority = 40 } },
+	/* Behind KVM. */
+	{ .nb = { .notifier_call = test_hang, .priority = -40 } },
+};
+
 static const struct {
 	bool *wanted;
 	struct test_user *user;
@@ -80,6 +111,7 @@ static const struct {
 	{ &fail, &failing_user },
 	{ &stop, &stopping_user },
 	{ &lie, &lying_user },
+	{ &oops, &crashing_user },
 };
 
 /* The first in the chain: whoever comes next was there before. */
@@ -152,6 +184,12 @@ static int __init test_init(void)
 		if (!*users[i].wanted)
 			continue;
 		ret = tdx_register_memory_reset_notifier(&users[i].user->nb);
+		if (ret)
+			return ret;
+	}
+
+	for (i = 0; i < min(hang, ARRAY_SIZE(hanging_users)); i++) {
+		ret = tdx_register_memory_reset_notifier(&hanging_users[i].nb);
 		if (ret)
 			return ret;
 	}
