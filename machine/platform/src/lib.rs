@@ -34,7 +34,7 @@ pub mod tds;
 pub mod trace;
 pub mod violation;
 
-pub use machine::{At, Machine};
+pub use machine::{At, Machine, Stack};
 pub use seam::Reply;
 pub use tdx_module;
 
@@ -49,7 +49,38 @@ pub trait GuestMemory: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::GuestMemory;
-    use std::sync::Mutex;
+    use serde_json::Value;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    /// Keeps what is written.
+    #[derive(Clone, Default)]
+    pub(crate) struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink {
+        /// All of it.
+        pub(crate) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+
+        /// Each line as JSON.
+        pub(crate) fn lines(&self) -> Vec<Value> {
+            let text = self.text();
+            text.lines()
+                .map(|l| serde_json::from_str(l).unwrap())
+                .collect()
+        }
+    }
 
     /// Guest memory for tests: some bytes from address 0 on.
     pub(crate) struct Ram(Mutex<Vec<u8>>);

@@ -29,9 +29,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tdx_module::Module;
 
+/// The stack of a processor.
+pub trait Stack {
+    /// Return addresses that are probably on it, innermost first. Takes its time: asked for violations
+    /// only.
+    fn backtrace(&self) -> Vec<u64>;
+}
+
 /// Where the machine is: which processor executes what, with what privilege.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct At {
+#[derive(Clone, Copy, Default)]
+pub struct At<'a> {
     /// Logical processor.
     pub lp: u32,
     /// Address of the instruction.
@@ -40,6 +47,8 @@ pub struct At {
     pub cpl: u8,
     /// Kernel instructions that all processors together have executed, if they are counted.
     pub executed: u64,
+    /// The stack, if it can be looked at.
+    pub stack: Option<&'a dyn Stack>,
 }
 
 /// Memory and processors: what conversions and flushes are judged by.
@@ -364,10 +373,13 @@ impl Machine {
     }
 
     pub(crate) fn violation(&self, at: At, kind: Kind, address: Option<u64>, text: String) {
+        let wanted = lock(&self.report).trace.has_room(kind);
+        let stack = at.stack.filter(|_| wanted);
         let violation = Violation {
             kind,
             cpu: at.lp,
             rip: at.rip,
+            backtrace: stack.map(Stack::backtrace).unwrap_or_default(),
             address,
             text,
         };
@@ -379,15 +391,7 @@ impl Machine {
             } else {
                 "VIOLATION"
             };
-            let address = address.map(|pa| format!(" at {pa:#x}")).unwrap_or_default();
-            let _ = writeln!(
-                report.log,
-                "tdx-machine: {word} {}{address}: {} (CPU {}, RIP {:#x})",
-                kind.name(),
-                violation.text,
-                at.lp,
-                at.rip
-            );
+            let _ = writeln!(report.log, "tdx-machine: {word} {violation}");
         }
         report.summary.count_violation(violation, allowed);
     }

@@ -270,6 +270,7 @@ mod tests {
             kind,
             cpu: 0,
             rip: 0,
+            backtrace: Vec::new(),
             address: None,
             text: String::new(),
         };

@@ -183,19 +183,24 @@ impl Trace {
         self.line(&Value::Object(line));
     }
 
-    /// Adds a violation. Answers whether it was written, i.e. is not one too many of its kind.
+    /// Would a violation of `kind` be written, or is it one too many?
+    pub fn has_room(&self, kind: Kind) -> bool {
+        self.violations.get(&kind).is_none_or(|&n| n < VIOLATIONS)
+    }
+
+    /// Adds a violation. Answers whether it was written.
     pub fn violation(&mut self, violation: &Violation) -> bool {
-        let seen = self.violations.entry(violation.kind).or_insert(0);
-        *seen += 1;
-        if *seen > VIOLATIONS {
+        if !self.has_room(violation.kind) {
             return false;
         }
+        *self.violations.entry(violation.kind).or_insert(0) += 1;
         self.flush(None);
         let line = json!({
             "type": "violation",
             "kind": violation.kind.name(),
             "cpu": violation.cpu,
             "rip": hex(violation.rip),
+            "backtrace": violation.backtrace.iter().copied().map(hex).collect::<Vec<_>>(),
             "address": violation.address.map(hex),
             "text": violation.text,
         });
@@ -279,29 +284,7 @@ fn describe_tdmr(tdmr: &Tdmr) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
-
-    #[derive(Clone, Default)]
-    struct Sink(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sink {
-        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend(data);
-            Ok(data.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl Sink {
-        fn lines(&self) -> Vec<Value> {
-            let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-            text.lines()
-                .map(|l| serde_json::from_str(l).unwrap())
-                .collect()
-        }
-    }
+    use crate::tests::Sink;
 
     fn trace() -> (Trace, Sink) {
         let sink = Sink::default();
@@ -390,6 +373,7 @@ mod tests {
             kind: Kind::ConvertedDirty,
             cpu: 0,
             rip: 1,
+            backtrace: Vec::new(),
             address: Some(64),
             text: "x".into(),
         };
@@ -412,6 +396,7 @@ mod tests {
             kind: Kind::PlanRejected,
             cpu: 0,
             rip: 0,
+            backtrace: Vec::new(),
             address: None,
             text: String::new(),
         });

@@ -6,6 +6,7 @@
 //! feature switched off on the command line.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Kind of a violation. The names (kebab-case) are used in the trace and by `--allow`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -79,15 +80,97 @@ pub struct Violation {
     pub cpu: u32,
     /// Address of the instruction.
     pub rip: u64,
+    /// Return addresses found on the stack, innermost first.
+    pub backtrace: Vec<u64>,
     /// Physical address concerned, if any.
     pub address: Option<u64>,
     /// What happened, in a sentence.
     pub text: String,
 }
 
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.name())?;
+        if let Some(address) = self.address {
+            write!(f, " at {address:#x}")?;
+        }
+        write!(f, ": {} (CPU {}, RIP {:#x}", self.text, self.cpu, self.rip)?;
+        for (index, caller) in self.backtrace.iter().enumerate() {
+            let before = if index == 0 { ", called from" } else { "," };
+            write!(f, "{before} {caller:#x}")?;
+        }
+        f.write_str(")")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::MachineConfig;
+    use crate::tests::Sink;
+    use crate::trace::VIOLATIONS;
+    use crate::{At, Machine, Stack};
+    use serde_json::json;
+    use std::cell::Cell;
+
+    /// A stack that counts how often it is looked at.
+    #[derive(Default)]
+    struct Looks(Cell<u64>);
+
+    impl Stack for Looks {
+        fn backtrace(&self) -> Vec<u64> {
+            self.0.set(self.0.get() + 1);
+            vec![0x2005, 0x3005]
+        }
+    }
+
+    #[test]
+    fn backtrace_stands_in_trace_summary_and_log() {
+        let (trace, log, stack) = (Sink::default(), Sink::default(), Looks::default());
+        let sinks = (Box::new(trace.clone()), Box::new(log.clone()));
+        let machine = Machine::new(MachineConfig::default(), sinks.0, sinks.1).unwrap();
+        let at = At {
+            rip: 0x1000,
+            stack: Some(&stack),
+            ..At::default()
+        };
+        machine.violation(at, Kind::PrivateRead, Some(64), "read".into());
+        let none = At { stack: None, ..at };
+        machine.violation(none, Kind::PrivateRead, None, "read".into());
+        let lines = trace.lines();
+        assert_eq!(lines[0]["backtrace"], json!(["0x2005", "0x3005"]));
+        assert_eq!(lines[1]["backtrace"], json!([]));
+        let summary = machine.finish();
+        let found: Vec<_> = summary.first_violations.iter().collect();
+        assert_eq!(found[0].backtrace, [0x2005, 0x3005]);
+        assert!(found[1].backtrace.is_empty());
+        assert_eq!(
+            log.text(),
+            "tdx-machine: VIOLATION private-read at 0x40: read \
+             (CPU 0, RIP 0x1000, called from 0x2005, 0x3005)\n\
+             tdx-machine: VIOLATION private-read: read (CPU 0, RIP 0x1000)\n"
+        );
+    }
+
+    #[test]
+    fn stack_is_looked_at_for_violations_that_are_written_only() {
+        let stack = Looks::default();
+        let sink = || Box::new(Sink::default());
+        let machine = Machine::new(MachineConfig::default(), sink(), sink()).unwrap();
+        let at = At {
+            stack: Some(&stack),
+            ..At::default()
+        };
+        machine.movdir64b(at, 0);
+        machine.access(at, 0, 8, true);
+        machine.lidt(at);
+        machine.vmxon(at);
+        assert_eq!(stack.0.get(), 0);
+        for _ in 0..2 * VIOLATIONS {
+            machine.violation(at, Kind::ConvertedDirty, None, String::new());
+        }
+        assert_eq!(stack.0.get(), VIOLATIONS);
+    }
 
     #[test]
     fn names_agree_with_the_trace() {

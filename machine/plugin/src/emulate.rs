@@ -10,12 +10,13 @@
 mod tests;
 mod vmx;
 
+use crate::backtrace::backtrace;
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{MemOperand, Op, RegOrMem, Segment};
 use crate::fault::{self, Tables};
 use tdx_platform::cpuid::CpuidRegs;
 use tdx_platform::msr::Write as MsrWrite;
-use tdx_platform::{At, GuestMemory, Machine};
+use tdx_platform::{At, GuestMemory, Machine, Stack};
 
 /// What the vCPU does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,15 +126,14 @@ pub fn execute(step: &mut Step, insn: Insn) -> Next {
 
 /// The vCPU is at an instruction at which an NMI may come, at `rip`.
 pub fn nmi(step: &mut Step, rip: u64) -> Next {
-    let at = step.at(rip);
-    if at.cpl > 0 || !step.machine.nmi_comes(at) {
+    if step.cpl() > 0 || !step.machine.nmi_comes(step.at(rip)) {
         return Next::Native;
     }
     match fault::deliver_nmi(step.cpu, &step.vcpu.tables, rip) {
         Some(handler) => Next::Handler(handler),
         None => {
             let why = "an NMI cannot be delivered (no LIDT, LGDT or LTR seen)";
-            step.machine.unsupported(at, why);
+            step.machine.unsupported(step.at(rip), why);
             Next::Native
         }
     }
@@ -177,6 +177,12 @@ fn patch_cpuid(machine: &Machine, cpu: &mut dyn Cpu, leaf: u32, subleaf: u32) {
     }
 }
 
+impl Stack for Step<'_> {
+    fn backtrace(&self) -> Vec<u64> {
+        backtrace(self.cpu)
+    }
+}
+
 impl Step<'_> {
     fn cpl(&self) -> u8 {
         (self.cpu.reg(Reg::Cs) & 3) as u8
@@ -186,12 +192,13 @@ impl Step<'_> {
         self.cpu.reg(Reg::Efer) & LMA != 0
     }
 
-    fn at(&self, rip: u64) -> At {
+    fn at(&self, rip: u64) -> At<'_> {
         At {
             lp: self.index,
             rip,
             cpl: self.cpl(),
             executed: self.cpu.executed(),
+            stack: Some(self),
         }
     }
 

@@ -9,6 +9,7 @@
 mod count;
 mod execute;
 
+use crate::backtrace::backtrace;
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{self, Op};
 use crate::emulate::{Insn, Vcpu};
@@ -23,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tdx_platform::config::MachineConfig;
-use tdx_platform::{At, GuestMemory, Machine};
+use tdx_platform::{At, GuestMemory, Machine, Stack};
 
 /// Interface version that this plugin is written for; QEMU looks for the symbol.
 #[unsafe(no_mangle)]
@@ -260,6 +261,12 @@ impl Cpu for Qemu<'_> {
     }
 }
 
+impl Stack for Qemu<'_> {
+    fn backtrace(&self) -> Vec<u64> {
+        backtrace(self)
+    }
+}
+
 /// Guest memory, reached through whatever vCPU the calling thread runs.
 struct QemuMemory;
 
@@ -462,7 +469,7 @@ fn translate(
     if shared.machine.config().watch_memory && !iretq {
         // SAFETY: `insn` is valid; the data is an address that is only ever used as a number.
         unsafe {
-            qemu_plugin_register_vcpu_mem_cb(insn, on_memory, CB_NO_REGS, MEM_RW, va as *mut c_void)
+            qemu_plugin_register_vcpu_mem_cb(insn, on_memory, CB_R_REGS, MEM_RW, va as *mut c_void)
         };
     }
     let Some((op, length)) = found else {
@@ -537,9 +544,11 @@ unsafe extern "C" fn on_memory(vcpu: c_uint, info: u32, va: u64, data: *mut c_vo
             )
         };
         if shared.machine.may_be_private(pa) {
+            let cpu = shared.handles.get().map(|handles| Qemu { handles });
             let at = At {
                 lp: vcpu,
                 rip: data as u64,
+                stack: cpu.as_ref().map(|cpu| cpu as &dyn Stack),
                 ..At::default()
             };
             shared.machine.access(at, pa, len, store);

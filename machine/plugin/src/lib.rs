@@ -5,11 +5,12 @@
 //! Thin: it finds the instructions of interest when QEMU translates them (`decode`), carries them
 //! out on the vCPU (`emulate`; those that QEMU does not know when the guest traps, `trap`; with
 //! `fault` for faults that QEMU does not raise), and leaves every decision to
-//! [`Machine`](tdx_platform::Machine). All `unsafe` is in `ffi`, which
+//! [`Machine`](tdx_platform::Machine), which may want a `backtrace`. All `unsafe` is in `ffi`, which
 //! implements [`Cpu`](cpu::Cpu) with the plugin interface, version 7; the rest is tested without QEMU.
 //!
 //! Load it with `-plugin libtdx_plugin.so,config=FILE,trace=FILE,summary=FILE`.
 
+pub mod backtrace;
 #[cfg(test)]
 mod bench;
 pub mod cpu;

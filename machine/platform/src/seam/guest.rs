@@ -49,7 +49,7 @@ enum Target {
 /// A guest that runs.
 struct Guest<'a> {
     machine: &'a Machine,
-    at: At,
+    at: At<'a>,
     mem: &'a dyn GuestMemory,
     inside: &'a Inside<'a>,
     place: Place,
@@ -101,7 +101,7 @@ impl Machine {
 impl<'a> Guest<'a> {
     fn new(
         machine: &'a Machine,
-        at: At,
+        at: At<'a>,
         mem: &'a dyn GuestMemory,
         inside: &'a Inside<'a>,
         place: Place,

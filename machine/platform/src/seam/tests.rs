@@ -14,6 +14,7 @@ pub(super) const AT: At = At {
     rip: 0x1000,
     cpl: 0,
     executed: 0,
+    stack: None,
 };
 
 fn machine(config: MachineConfig) -> Machine {

@@ -90,6 +90,27 @@ fn real_undefined_opcode_is_the_guests() {
 }
 
 #[test]
+fn backtrace_of_a_violation_is_that_of_the_interrupted_program() {
+    let mut bench = Bench::new(config());
+    let irets = irets(&mut bench);
+    let call = [0xe8, 0, 1, 0, 0];
+    let caller = KERNEL + 0x205;
+    for place in [caller - 5, RIP - 5, UD_HANDLER - 5] {
+        bench.cpu.write_virt(place, &call);
+    }
+    let stack = STACK - 0x100;
+    for (place, word) in [(stack - 64, UD_HANDLER), (stack, 1), (stack + 8, caller)] {
+        bench.cpu.write_virt(place, &bytes(&[word]));
+    }
+    // Outside VMX operation. The frame has an address behind a CALL, too: that of the SEAMCALL.
+    bench.cpu.set_reg(Reg::Rax, 33);
+    raise(&mut bench, &SEAMCALL, 0x10, stack);
+    assert_eq!(enter(&mut bench.step(), &irets), Exit::Guest);
+    let violation = &bench.machine.finish().first_violations[0];
+    assert_eq!((violation.rip, &violation.backtrace), (RIP, &vec![caller]));
+}
+
+#[test]
 fn general_protection_replaces_the_frame() {
     let mut bench = Bench::new(MachineConfig {
         seamrr: false,
