@@ -8,6 +8,7 @@ script printed, SEAMCALL trace and summary. Every boot must be clean (see
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import re
@@ -48,6 +49,7 @@ class Boot:
 
     kernel: str
     directory: Path
+    system_map: Path
     status: int
     report: str
     console: str
@@ -90,13 +92,21 @@ class Boot:
         """How the calls of a leaf ended: status name -> number."""
         return self.summary["leaves"].get(leaf, {"results": {}})["results"]
 
+    def callers(self, violation: dict) -> list[str]:
+        """The functions that a backtrace goes through, innermost first."""
+        lines = map(str.split, self.system_map.read_text().splitlines())
+        symbols = sorted((int(address, 16), name) for address, _, name in lines)
+        # The call may be the last instruction of its function.
+        places = [bisect.bisect_left(symbols, (address, "")) - 1 for address in violation["backtrace"]]
+        return [symbols[place][1] for place in places]
+
     def check_clean(self, allow: str | None = None) -> None:
         """No violation, no injection that missed, no complaint of the kernel.
 
         `allow` is a pattern of warnings that are known, and why they are is said
         where it is used. Each of them comes with one call trace.
         """
-        violations = self.summary.get("first_violations")
+        violations = [v | {"callers": self.callers(v)} for v in self.summary.get("first_violations", [])]
         assert self.summary.get("violations") == {}, f"{violations}\n{self.report}"
         assert self.summary["unused_injections"] == [], self.report
         known, unknown, traces = [], [], []
@@ -201,6 +211,7 @@ class Machine:
         boot = Boot(
             kernel=self.kernel,
             directory=directory,
+            system_map=self.image.parents[3] / "System.map",
             status=process.returncode,
             report=report,
             console=console.read_text(errors="replace").replace("\r", "") if console.exists() else "",

@@ -55,6 +55,9 @@ def test_pamt_of_the_c_is_left_without_sys_disable(machine_with, chain, erratum)
     assert list(left) == ["pamt"] and left["pamt"] > 8 << 20, left
     found = boot.summary["allowed_violations"]
     assert found == ({"private-left": 1} if erratum == "on" else {})
+    # It is found when the next kernel loads its first interrupt descriptor table.
+    callers = [boot.callers(violation)[0] for violation in boot.summary["first_violations"]]
+    assert callers == (["common_startup_64"] if erratum == "on" else [])
 
 
 def test_script_that_starts_no_kernel_fails(machine, chain):
@@ -105,7 +108,16 @@ def test_kexec_converts_what_the_module_keeps(machine, chain, tds):
     else:
         assert "pamt" in boot.summary["kernels"][0]["private_bytes"]
         assert "private-left" in boot.summary["allowed_violations"]
+        check_entries(boot, tds)
     check_stays_off(boot)
+
+
+def check_entries(boot, tds: str) -> None:
+    """vCPUs of the C that enter their TD when VMX operation was left do so for their VMM's KVM_RUN."""
+    entries = [v for v in boot.summary["first_violations"] if "TDH.VP.ENTER raised" in v["text"]]
+    assert entries or tds != "eight", boot.report
+    for callers in map(boot.callers, entries):
+        assert "kvm_arch_vcpu_ioctl_run" in callers, callers
 
 
 def test_nothing_private_is_touched_on_the_way(rust, chain):
