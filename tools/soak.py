@@ -52,6 +52,8 @@ MODULES = {
     "ends late": ["--inject", "TDH.SYS.DISABLE=INTERRUPTED_RESUMABLE*1000"],
 }
 USERS = ("fail=1", "stop=1", "lie=1", "alone=1", "racers=1", "racers=4")
+# Each user that does not come back in a crash takes a CPU with it; the others need one, too.
+LOST_USERS = ("hang=1", "hang=2", "oops=1")
 # Those but the first are the module's that has the awkward users.
 CONTEXTS = ("task", "irq", "softirq")
 
@@ -101,7 +103,8 @@ def choose(seed: int, number: int) -> Cycle:
     elif way == "place":
         function = pick.choice(list(PLACES))
         way = f"{function}:{pick.randint(1, PLACES[function])}"
-    user = pick.choice(USERS) if pick.random() < 0.4 else ""
+    users = USERS + LOST_USERS if way != "kexec" and cpus > 2 else USERS
+    user = pick.choice(users) if pick.random() < 0.4 else ""
     return Cycle(
         cpus=cpus,
         sockets=pick.choice([1, 2]) if cpus % 2 == 0 else 1,
