@@ -145,9 +145,10 @@ pub(crate) fn prepare(
         config: out.join("machine.json"),
         trace: out.join("trace.jsonl"),
         summary: out.join("summary.json"),
+        monitor: out.join("monitor"),
         console: out.join("console.log"),
     };
-    for old in [&files.trace, &files.summary, &files.console] {
+    for old in [&files.trace, &files.summary, &files.console, &files.monitor] {
         let _ = fs::remove_file(old);
     }
     let config =

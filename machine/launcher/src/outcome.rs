@@ -152,6 +152,10 @@ pub fn report(
             show(summary.released_bytes)
         ),
     );
+    if summary.poisoned_lines > 0 {
+        let (lines, checks) = (summary.poisoned_lines, summary.machine_checks);
+        line("poison", format!("{lines} lines, {checks} machine checks"));
+    }
     if summary.kernels.len() > 1 {
         for (number, kernel) in (1..).zip(&summary.kernels) {
             line(&format!("kernel {number}"), kernel_account(kernel));
@@ -294,6 +298,7 @@ mod tests {
         };
         summary.instructions.insert("tdh_x".into(), counts);
         (summary.tds_created, summary.unconverted_bytes) = (3, 4096);
+        (summary.poisoned_lines, summary.machine_checks) = (12, 1);
         summary.guests = vec![GuestSummary {
             entries: 8,
             failures: 2,
@@ -320,6 +325,7 @@ mod tests {
             "3 created, 0 left, 8 entries",
             "2 expectations not met",
             "4 KB not converted",
+            "12 lines, 1 machine checks",
             "kernel 1     77 SEAMCALLs",
             "1 CPUs not flushed",
             "WARNING: x",

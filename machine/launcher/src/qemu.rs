@@ -2,7 +2,7 @@
 
 //! QEMU's command line for a [`Setup`].
 
-use crate::cli::{Run, Switch};
+use crate::cli::{Erratum, Run};
 use crate::setup::Setup;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,8 @@ pub struct Files {
     pub trace: PathBuf,
     /// Summary at exit.
     pub summary: PathBuf,
+    /// Socket of the monitor, if machine checks can be raised.
+    pub monitor: PathBuf,
     /// Console log, which QEMU writes only when a user has the console.
     pub console: PathBuf,
 }
@@ -37,10 +39,10 @@ pub fn arguments(run: &Run, setup: &Setup, files: &Files) -> Result<Vec<String>,
     let mut args: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| args.extend(words.iter().map(|w| (*w).to_owned()));
     // Erratum or not is a matter of family and model, see the fact that Linux looks at nothing else.
-    let model = if run.erratum == Switch::On {
-        "SapphireRapids"
-    } else {
-        "GraniteRapids"
+    let model = match run.erratum {
+        Erratum::On => "SapphireRapids",
+        Erratum::Strict => "SapphireRapids,lmce=on",
+        Erratum::Off => "GraniteRapids",
     };
     add(&[
         "-accel",
@@ -66,7 +68,16 @@ pub fn arguments(run: &Run, setup: &Setup, files: &Files) -> Result<Vec<String>,
         &text(&files.initramfs),
     ]);
     add(&["-append", &kernel_arguments(run, setup)?]);
-    add(&["-plugin", &plugin(files)]);
+    match run.erratum {
+        Erratum::Strict => {
+            // The plugin has machine checks raised there.
+            let socket = escape(&files.monitor);
+            add(&["-plugin", &format!("{},monitor={socket}", plugin(files))]);
+            let chardev = format!("socket,id=monitor,path={socket},server=on,wait=off");
+            add(&["-chardev", &chardev, "-mon", "chardev=monitor"]);
+        }
+        Erratum::On | Erratum::Off => add(&["-plugin", &plugin(files)]),
+    }
     if !run.allow_reset {
         add(&["-no-reboot"]);
     }
@@ -230,6 +241,7 @@ mod tests {
             config: path("c"),
             trace: path("t"),
             summary: path("s"),
+            monitor: path("m"),
             console: path("l"),
         };
         arguments(&run, &setup(&run, map)?, &files).map(|args| args.join(" "))
@@ -261,6 +273,19 @@ mod tests {
                 .unwrap()
                 .contains("GraniteRapids")
         );
+    }
+
+    #[test]
+    fn strict_erratum_takes_a_monitor() {
+        let line = qemu("--erratum strict", None).unwrap();
+        for part in [
+            "SapphireRapids,lmce=on,",
+            ",monitor=/out,,put/m ",
+            "socket,id=monitor,path=/out,,put/m,server=on,wait=off -mon chardev=monitor",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert!(!qemu("", None).unwrap().contains("monitor"));
     }
 
     #[test]

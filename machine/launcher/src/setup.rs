@@ -2,7 +2,7 @@
 
 //! From the command line to a machine: [`MachineConfig`] and where its memory lies.
 
-use crate::cli::{ModuleOptions, ProfileName, Run, Switch};
+use crate::cli::{Erratum, ModuleOptions, ProfileName, Run};
 use crate::features;
 use crate::memmap::{HIGH, LOW_WITH_HIGH, Layout, Map};
 use serde::Serialize;
@@ -72,10 +72,11 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
         seamldr: seamldr(run)?,
         inject: run.inject.clone(),
         allow: run.allow.clone(),
-        watch_memory: run.watch_memory,
+        watch_memory: run.watch_memory || run.erratum == Erratum::Strict,
         slow: run.slow.iter().copied().collect(),
         latency: latency(run),
-        erratum: run.erratum == Switch::On,
+        erratum: run.erratum != Erratum::Off,
+        strict: run.erratum == Erratum::Strict,
         ..MachineConfig::default()
     };
     config.check()?;

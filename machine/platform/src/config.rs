@@ -91,6 +91,9 @@ pub struct MachineConfig {
     pub latency: Latency,
     /// Partial-write erratum: only a write of a whole line makes private memory ordinary again.
     pub erratum: bool,
+    /// The erratum has consequences: a partial write poisons a private line, and reading that gives a
+    /// machine check. Only seen with memory watching.
+    pub strict: bool,
     /// What runs inside the TDs.
     pub td_script: Script,
     /// Kernel functions whose calls are counted.
@@ -127,6 +130,7 @@ impl Default for MachineConfig {
             slow: BTreeMap::new(),
             latency: Latency::default(),
             erratum: true,
+            strict: false,
             td_script: Script::default(),
             counted: Vec::new(),
             nmis: Vec::new(),

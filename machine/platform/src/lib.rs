@@ -34,7 +34,7 @@ pub mod tds;
 pub mod trace;
 pub mod violation;
 
-pub use machine::{At, Machine, Stack};
+pub use machine::{Access, At, Machine, Stack};
 pub use seam::Reply;
 pub use tdx_module;
 

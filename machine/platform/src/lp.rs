@@ -15,6 +15,9 @@ pub struct Lp {
     pub vmxe: bool,
     /// In VMX root operation.
     pub vmxon: bool,
+    /// It has read poisoned data, and its handler of machine checks has not begun.
+    #[serde(skip)]
+    pub machine_check_due: bool,
     /// SEAMCALLs that reached the TDX module.
     pub seamcalls: u64,
     /// WBINVDs at CPL 0.

@@ -13,7 +13,7 @@ use crate::cpuid::{self, CpuidRegs};
 use crate::inject::Injector;
 use crate::kernels::Kernels;
 use crate::lp::Lp;
-use crate::msr::{Msrs, Write as MsrWrite};
+use crate::msr::{MCG_STATUS, Msrs, Write as MsrWrite};
 use crate::nmi::Nmis;
 use crate::private::{Area, CoarseMap, LINE, Owner, PrivateMap};
 use crate::seamldr::Seamldr;
@@ -24,6 +24,7 @@ use crate::violation::{Kind, Violation};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -34,6 +35,17 @@ pub trait Stack {
     /// Return addresses that are probably on it, innermost first. Takes its time: asked for violations
     /// only.
     fn backtrace(&self) -> Vec<u64>;
+}
+
+/// How the guest accesses memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Load.
+    Load,
+    /// Store that reaches memory as a whole line, some time.
+    Store,
+    /// Store that goes around the caches.
+    NonTemporal,
 }
 
 /// Where the machine is: which processor executes what, with what privilege.
@@ -221,8 +233,12 @@ impl Machine {
         self.event("reset", 0, json!({}));
     }
 
-    /// Value that RDMSR gets, or `None` where QEMU decides.
-    pub fn rdmsr(&self, msr: u32) -> Option<u64> {
+    /// Value that RDMSR gets on `lp`, or `None` where QEMU decides.
+    pub fn rdmsr(&self, lp: u32, msr: u32) -> Option<u64> {
+        if msr == MCG_STATUS {
+            // The handler of machine checks looks at what happened.
+            self.with_lp(lp, |lp| lp.machine_check_due = false);
+        }
         self.msrs.read(msr)
     }
 
@@ -326,19 +342,18 @@ impl Machine {
         self.coarse.contains(pa)
     }
 
-    /// A load or store of `len` bytes at `pa`, if memory is watched.
-    pub fn access(&self, at: At, pa: u64, len: u64, store: bool) {
-        let Some(area) = lock(&self.state).private.find(pa..pa.saturating_add(len)) else {
-            return;
-        };
+    /// A load or store of `len` bytes at `pa`, if memory is watched. Answers the address of the poisoned
+    /// line, if it is one that gives the processor a machine check.
+    pub fn access(&self, at: At, pa: u64, len: u64, access: Access) -> Option<u64> {
+        let range = pa..pa.saturating_add(len);
+        let area = lock(&self.state).private.find(range.clone())?;
         if !self.config.erratum && !area.used {
             // Any store makes the line ordinary memory, and a load before it does no harm.
-            return;
+            return None;
         }
-        let (kind, verb) = if store {
-            (Kind::PrivateWrite, "written")
-        } else {
-            (Kind::PrivateRead, "read")
+        let (kind, verb) = match access {
+            Access::Load => (Kind::PrivateRead, "read"),
+            Access::Store | Access::NonTemporal => (Kind::PrivateWrite, "written"),
         };
         let text = format!(
             "private memory ({}, KeyID {}) {verb} with KeyID 0",
@@ -346,6 +361,44 @@ impl Machine {
             area.hkid
         );
         self.violation(at, kind, Some(pa), text);
+        match access {
+            _ if !self.config.strict => None,
+            Access::Load => self.consume(at, range),
+            Access::Store => None,
+            Access::NonTemporal => {
+                self.poison(at, range);
+                None
+            }
+        }
+    }
+
+    /// Private lines were written in part.
+    fn poison(&self, at: At, range: Range<u64>) {
+        let lines = lock(&self.state).private.poison(range.clone());
+        if lines > 0 {
+            lock(&self.report).summary.poisoned_lines += lines;
+            self.memory_event("poisoned", at, range.start);
+        }
+    }
+
+    /// Memory is read. Answers the poisoned line that is in it, unless the processor has yet to take an
+    /// earlier machine check.
+    fn consume(&self, at: At, range: Range<u64>) -> Option<u64> {
+        let mut state = lock(&self.state);
+        let line = state.private.poisoned(range)?;
+        let lp = state.lps.get_mut(at.lp as usize)?;
+        if std::mem::replace(&mut lp.machine_check_due, true) {
+            return None;
+        }
+        drop(state);
+        lock(&self.report).summary.machine_checks += 1;
+        self.memory_event("machine-check", at, line);
+        Some(line)
+    }
+
+    fn memory_event(&self, name: &str, at: At, pa: u64) {
+        let details = json!({ "rip": format!("{:#x}", at.rip), "address": format!("{pa:#x}") });
+        self.event(name, at.lp, details);
     }
 
     /// Reports something the machine cannot do, in the log and the trace.

@@ -7,8 +7,12 @@
 
 use crate::config::MachineConfig;
 
+/// IA32_MCG_STATUS.
+pub const MCG_STATUS: u32 = 0x17a;
 /// Lock, VMX outside SMX.
 const FEAT_CTL: u64 = 0x5;
+/// A machine check can be for one processor alone, if the kernel wants that.
+const FEAT_CTL_LMCE: u64 = 1 << 20;
 /// Revision of the VMX region; the low dword of IA32_VMX_BASIC.
 pub const VMX_REVISION: u32 = 1;
 /// IA32_VMX_BASIC bit 60: returning from the P-SEAMLDR keeps the current VMCS.
@@ -82,7 +86,10 @@ impl Msrs {
         let bits = u64::from(config.keyid_bits);
         let tdx_bits = u64::from(config.tdx_keyid_bits());
         let mut table = vec![
-            (0x3a, FEAT_CTL),
+            (
+                0x3a,
+                FEAT_CTL | if config.strict { FEAT_CTL_LMCE } else { 0 },
+            ),
             (ARCH_CAPABILITIES, ARCH_CAPABILITIES_GUEST),
             (0xbc, 1),
             (0xbd, 1),
@@ -185,6 +192,18 @@ mod tests {
         assert_eq!(with.read(0x480).map(|v| v >> 60 & 1), Some(1));
         assert_eq!((without.read(0x480), without.read(0x3a)), (None, None));
         assert!(without.read_faults(0x480) && !with.read_faults(0x480));
+    }
+
+    #[test]
+    fn machine_checks_of_the_strict_erratum_are_local() {
+        let feat_ctl = |strict| {
+            let config = MachineConfig {
+                strict,
+                ..MachineConfig::default()
+            };
+            Msrs::new(&config).read(0x3a)
+        };
+        assert_eq!([false, true].map(feat_ctl), [Some(0x5), Some(0x10_0005)]);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! business of `lp`; the map keeps the time of the last private write that question needs.
 
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tdx_module::number;
@@ -87,6 +87,8 @@ impl Area {
 pub struct PrivateMap {
     /// start -> (end, area): disjoint, line aligned, non-empty.
     areas: BTreeMap<u64, (u64, Area)>,
+    /// Lines of them that were written in part.
+    poisoned: BTreeSet<u64>,
 }
 
 fn lines(range: Range<u64>) -> Range<u64> {
@@ -123,6 +125,14 @@ impl PrivateMap {
     /// Takes every line that `range` touches out of the map; answers how many bytes were private.
     pub fn release(&mut self, range: Range<u64>) -> u64 {
         let range = lines(range);
+        while let Some(line) = self.poisoned(range.clone()) {
+            self.poisoned.remove(&line);
+        }
+        self.cut(range)
+    }
+
+    /// [`release`](Self::release) of whole lines, some of which may stay poisoned.
+    fn cut(&mut self, range: Range<u64>) -> u64 {
         let mut removed = 0;
         while let Some((start, end, area)) = self.last_overlap(&range) {
             self.areas.remove(&start);
@@ -162,7 +172,7 @@ impl PrivateMap {
             .collect();
         for (start, (end, area)) in touched {
             let (from, to) = (start.max(range.start), end.min(range.end));
-            self.release(from..to);
+            self.cut(from..to);
             let mut area = area;
             change(&mut area);
             self.areas.insert(from, (to, area));
@@ -172,6 +182,23 @@ impl PrivateMap {
     /// The area that `range` touches, if it touches one; the highest if there are several.
     pub fn find(&self, range: Range<u64>) -> Option<Area> {
         self.last_overlap(&lines(range)).map(|(_, _, area)| area)
+    }
+
+    /// Poisons every private line that `range` touches, until it is written as a whole; answers how many
+    /// were not poisoned before.
+    pub fn poison(&mut self, range: Range<u64>) -> u64 {
+        let lines = lines(range).step_by(LINE as usize);
+        let poisoned = lines.filter(|&line| {
+            self.last_overlap(&(line..line + LINE)).is_some() && self.poisoned.insert(line)
+        });
+        poisoned.count() as u64
+    }
+
+    /// The first poisoned line that `range` touches.
+    pub fn poisoned(&self, range: Range<u64>) -> Option<u64> {
+        let Range { start, end } = lines(range);
+        let first = self.poisoned.range(start..).next().copied();
+        first.filter(|&line| line < end)
     }
 
     fn last_overlap(&self, range: &Range<u64>) -> Option<(u64, u64, Area)> {
@@ -380,6 +407,40 @@ mod tests {
         assert_eq!((map.unconverted(), map.runs()), (0x1000, 2));
         assert_eq!(map.release(0x1000..0x2000), 0x1000);
         assert_eq!(map.unconverted(), 0);
+    }
+
+    #[test]
+    fn line_stays_poisoned_until_it_is_written_as_a_whole() {
+        let mut map = PrivateMap::default();
+        map.mark(0x1000..0x2000, PAGE);
+        // Two lines, and one that is not private.
+        assert_eq!(map.poison(0x1078..0x1088), 2);
+        assert_eq!(map.poison(0xff8..0x1008), 1);
+        assert_eq!(map.poison(0x1040..0x1048), 0);
+        let poisoned = |map: &PrivateMap| {
+            (0xfc0..0x1100)
+                .step_by(64)
+                .filter(|&pa| map.poisoned(pa + 8..pa + 9).is_some())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(poisoned(&map), [0x1000, 0x1040, 0x1080]);
+        assert_eq!(map.poisoned(0x1030..0x1048), Some(0x1000));
+        map.written_back(0x1000..0x2000, 17);
+        map.freed(0x1000..0x1040);
+        assert_eq!(poisoned(&map), [0x1000, 0x1040, 0x1080]);
+        map.release(0x1000..0x1040);
+        map.mark(0x1040..0x1080, PAMT);
+        assert_eq!(poisoned(&map), [0x1080]);
+        assert_eq!(map.poison(0x1000..0x1008), 0);
+    }
+
+    #[test]
+    fn range_at_the_end_of_the_address_space_or_the_wrong_way_round_has_no_poison() {
+        let mut map = PrivateMap::default();
+        assert_eq!(map.poison(u64::MAX - 8..u64::MAX), 0);
+        assert_eq!(map.poisoned(u64::MAX - 8..u64::MAX), None);
+        let (start, end) = (0x1000, 0);
+        assert_eq!(map.release(start..end), 0);
     }
 
     #[test]

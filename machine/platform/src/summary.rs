@@ -71,6 +71,12 @@ pub struct Summary {
     pub converted_bytes: u64,
     /// Bytes the module itself gave back.
     pub released_bytes: u64,
+    /// Private lines that the host wrote in part, if that poisons them.
+    #[serde(default)]
+    pub poisoned_lines: u64,
+    /// Machine checks that processors got for reading such lines.
+    #[serde(default)]
+    pub machine_checks: u64,
     /// TDX modules that the P-SEAMLDR installed and that took over what their predecessors left.
     pub updates: u64,
     /// Resets of the machine after power-on.

@@ -109,7 +109,7 @@ mod tests {
     use crate::config::MachineConfig;
     use crate::tests::Sink;
     use crate::trace::VIOLATIONS;
-    use crate::{At, Machine, Stack};
+    use crate::{Access, At, Machine, Stack};
     use serde_json::json;
     use std::cell::Cell;
 
@@ -162,7 +162,7 @@ mod tests {
             ..At::default()
         };
         machine.movdir64b(at, 0);
-        machine.access(at, 0, 8, true);
+        machine.access(at, 0, 8, Access::Store);
         machine.lidt(at);
         machine.vmxon(at);
         assert_eq!(stack.0.get(), 0);

@@ -6,7 +6,7 @@
 //! their opcode bytes before the real decoder (`iced-x86`) is asked. Neighbours: `ffi` registers a
 //! callback for each [`Op`] found, `emulate` carries it out.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 /// Where a memory operand lies: `base + index * scale + displacement`, all optional.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +175,25 @@ pub fn decode(bytes: &[u8], rip: u64) -> Option<(Op, usize)> {
     Some((op, insn.len()))
 }
 
+/// Is `bytes` a store that goes around the caches, and writes less than a line?
+pub fn is_non_temporal(bytes: &[u8]) -> bool {
+    let insn = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    matches!(
+        insn.mnemonic(),
+        Mnemonic::Movnti
+            | Mnemonic::Movntq
+            | Mnemonic::Movntdq
+            | Mnemonic::Movntps
+            | Mnemonic::Movntpd
+            | Mnemonic::Maskmovq
+            | Mnemonic::Maskmovdqu
+            | Mnemonic::Vmovntdq
+            | Mnemonic::Vmovntps
+            | Mnemonic::Vmovntpd
+            | Mnemonic::Vmaskmovdqu
+    ) && insn.memory_size().size() < 64
+}
+
 fn not_modelled(code: Code) -> Option<Op> {
     Some(match code {
         Code::Vmclear_m64 => Op::Vmcs("VMCLEAR"),
@@ -317,6 +336,33 @@ mod tests {
             (mem.segment, mem.displacement, mem.base),
             (Segment::Gs, 0x40, None)
         );
+    }
+
+    #[test]
+    fn stores_around_the_caches_are_told_from_others() {
+        let stores: [&[u8]; 8] = [
+            &[0x48, 0x0f, 0xc3, 0x07],             // MOVNTI [rdi], rax
+            &[0x0f, 0xe7, 0x07],                   // MOVNTQ [rdi], mm0
+            &[0x66, 0x0f, 0xe7, 0x07],             // MOVNTDQ [rdi], xmm0
+            &[0x0f, 0x2b, 0x07],                   // MOVNTPS [rdi], xmm0
+            &[0x66, 0x0f, 0x2b, 0x07],             // MOVNTPD [rdi], xmm0
+            &[0xc5, 0xfd, 0xe7, 0x07],             // VMOVNTDQ [rdi], ymm0
+            &[0x66, 0x0f, 0xf7, 0xc1],             // MASKMOVDQU xmm0, xmm1
+            &[0x62, 0xf1, 0x7d, 0x28, 0xe7, 0x07], // VMOVNTDQ [rdi], ymm0 (EVEX)
+        ];
+        for bytes in stores {
+            assert!(is_non_temporal(bytes), "{bytes:02x?}");
+        }
+        let others: [&[u8]; 5] = [
+            &[0x48, 0x89, 0x07],                   // MOV [rdi], rax
+            &[0x66, 0x0f, 0x38, 0x2a, 0x07],       // MOVNTDQA xmm0, [rdi]
+            &[0x62, 0xf1, 0x7d, 0x48, 0xe7, 0x07], // VMOVNTDQ [rdi], zmm0
+            &[0x66, 0x0f, 0x38, 0xf8, 0x01],       // MOVDIR64B rax, [rcx]
+            &[0x0f, 0xc3],
+        ];
+        for bytes in others {
+            assert!(!is_non_temporal(bytes), "{bytes:02x?}");
+        }
     }
 
     #[test]

@@ -309,7 +309,10 @@ impl Step<'_> {
         if self.machine.rdmsr_faults(msr) && self.cpl() == 0 {
             return self.fault(insn);
         }
-        let value = self.machine.rdmsr(msr).filter(|_| self.cpl() == 0);
+        let allowed = self.cpl() == 0;
+        let value = allowed
+            .then(|| self.machine.rdmsr(self.index, msr))
+            .flatten();
         self.expect(insn, value.map(Answer::Msr));
         Next::Native
     }

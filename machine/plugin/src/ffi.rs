@@ -13,6 +13,7 @@ use crate::backtrace::backtrace;
 use crate::cpu::{Cpu, Reg};
 use crate::decode::{self, Op};
 use crate::emulate::{Insn, Vcpu};
+use crate::machine_check::Monitor;
 use crate::trap::{Handlers, IretSites};
 use count::Scoreboard;
 use execute::{on_after_answer, on_handler, on_insn, on_nmi_place, on_undefined};
@@ -24,7 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tdx_platform::config::MachineConfig;
-use tdx_platform::{At, GuestMemory, Machine, Stack};
+use tdx_platform::{Access, At, GuestMemory, Machine, Stack};
 
 /// Interface version that this plugin is written for; QEMU looks for the symbol.
 #[unsafe(no_mangle)]
@@ -140,6 +141,8 @@ struct Shared {
     any_after_answer: AtomicBool,
     /// There if instructions of functions are counted.
     scoreboard: Option<Scoreboard>,
+    /// There if processors can get machine checks.
+    monitor: Option<Monitor>,
     faults: AtomicU64,
 }
 
@@ -341,7 +344,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
     0
 }
 
-/// Makes the machine from the plugin's arguments `config=FILE`, `trace=FILE` and `summary=FILE`.
+/// Makes the machine from the plugin's arguments `config=FILE`, `trace=FILE`, `summary=FILE` and, if the
+/// erratum is to have consequences, `monitor=SOCKET`.
 fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
     let argument = |name: &str| {
         let value = args
@@ -356,6 +360,7 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
     let config: MachineConfig = serde_json::from_str(&text).map_err(|e| format!("{path}: {e}"))?;
     let trace = File::create(&trace).map_err(|e| format!("{trace}: {e}"))?;
     let counting = !config.counted.is_empty();
+    let monitor = config.strict.then(|| argument("monitor")).transpose()?;
     Ok(Shared {
         machine: Machine::new(config, Box::new(trace), Box::new(std::io::stderr()))?,
         summary: argument("summary")?,
@@ -367,6 +372,7 @@ fn load(args: &[String], max_vcpus: usize) -> Result<Shared, String> {
         after_answer: Mutex::default(),
         any_after_answer: AtomicBool::new(false),
         scoreboard: counting.then(Scoreboard::new),
+        monitor: monitor.map(Monitor::new),
         faults: AtomicU64::new(0),
     })
 }
@@ -466,11 +472,12 @@ fn translate(
     let found = find(shared, &bytes[..len.min(15)], va);
     // What an IRETQ reads is not the program's: it may be the way out of a trap.
     let iretq = matches!(found, Some((Op::Iretq, _)));
-    if shared.machine.config().watch_memory && !iretq {
+    let config = shared.machine.config();
+    if config.watch_memory && !iretq {
+        let partial = config.strict && decode::is_non_temporal(&bytes[..len.min(15)]);
+        let cb = if partial { on_partial_write } else { on_memory };
         // SAFETY: `insn` is valid; the data is an address that is only ever used as a number.
-        unsafe {
-            qemu_plugin_register_vcpu_mem_cb(insn, on_memory, CB_R_REGS, MEM_RW, va as *mut c_void)
-        };
+        unsafe { qemu_plugin_register_vcpu_mem_cb(insn, cb, CB_R_REGS, MEM_RW, va as *mut c_void) };
     }
     let Some((op, length)) = found else {
         return false;
@@ -530,9 +537,24 @@ unsafe extern "C" fn on_reset(_vcpu: c_uint, _data: *mut c_void) {
 }
 
 unsafe extern "C" fn on_memory(vcpu: c_uint, info: u32, va: u64, data: *mut c_void) {
+    // SAFETY: This is a callback for an access, and these are its arguments.
+    unsafe { access(vcpu, info, va, data as u64, Access::Store) }
+}
+
+unsafe extern "C" fn on_partial_write(vcpu: c_uint, info: u32, va: u64, data: *mut c_void) {
+    // SAFETY: As in on_memory().
+    unsafe { access(vcpu, info, va, data as u64, Access::NonTemporal) }
+}
+
+/// The instruction at `rip` accesses `va`. If it is a store, it is one of the kind `store`.
+///
+/// # Safety
+///
+/// `vcpu`, `info` and `va` are those of the callback for the access, which is the caller.
+unsafe fn access(vcpu: c_uint, info: u32, va: u64, rip: u64, store: Access) {
     with_shared(|shared| {
         // SAFETY: `info` and `va` are those of this callback, during which the handle is valid.
-        let (pa, len, store) = unsafe {
+        let (pa, len, is_store) = unsafe {
             let hwaddr = qemu_plugin_get_hwaddr(info, va);
             if hwaddr.is_null() || qemu_plugin_hwaddr_is_io(hwaddr) {
                 return;
@@ -547,11 +569,18 @@ unsafe extern "C" fn on_memory(vcpu: c_uint, info: u32, va: u64, data: *mut c_vo
             let cpu = shared.handles.get().map(|handles| Qemu { handles });
             let at = At {
                 lp: vcpu,
-                rip: data as u64,
+                rip,
                 stack: cpu.as_ref().map(|cpu| cpu as &dyn Stack),
                 ..At::default()
             };
-            shared.machine.access(at, pa, len, store);
+            let access = if is_store { store } else { Access::Load };
+            let poisoned = shared.machine.access(at, pa, len, access);
+            if let (Some(line), Some(monitor)) = (poisoned, &shared.monitor)
+                && let Err(error) = monitor.machine_check(vcpu, line)
+            {
+                let what = format!("a machine check cannot be raised ({error})");
+                shared.machine.unsupported(at, &what);
+            }
         }
     });
 }

@@ -4,6 +4,7 @@
 
 use super::tests::{AT, call_on, leaf, ready, status};
 use super::*;
+use crate::Access;
 use crate::config::MachineConfig;
 use crate::tests::Ram;
 
@@ -375,8 +376,8 @@ fn without_the_erratum_the_host_just_reuses_memory() {
         td.aug(0x5000, PAGE);
         td.enter(0, 0);
         td.remove(0x5000);
-        td.machine.access(AT, PAGE, 8, true);
-        td.machine.access(AT, TDVPR, 8, false);
+        td.machine.access(AT, PAGE, 8, Access::Store);
+        td.machine.access(AT, TDVPR, 8, Access::Load);
         assert_eq!(td.violations(Kind::PrivateWrite), writes);
         assert_eq!(td.violations(Kind::PrivateRead), 1, "in use");
         assert_eq!(td.machine.finish().unconverted_bytes, left);

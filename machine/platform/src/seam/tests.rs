@@ -3,7 +3,9 @@
 //! SEAMCALLs on a whole machine, from VMXON to the summary.
 
 use super::*;
+use crate::Access;
 use crate::config::{Latency, MachineConfig};
+use crate::msr::MCG_STATUS;
 use crate::seamldr::config::SeamldrConfig;
 use crate::tests::Ram;
 use std::time::{Duration, Instant};
@@ -297,13 +299,44 @@ fn watched_access_to_private_memory_is_reported() {
     let (machine, _) = ready(MachineConfig::default());
     let pamt = 512 << 20;
     assert!(machine.may_be_private(pamt) && !machine.may_be_private(1 << 30));
-    machine.access(AT, pamt - 8, 8, true);
+    machine.access(AT, pamt - 8, 8, Access::Store);
     assert_eq!(machine.finish().violations.len(), 0);
-    machine.access(AT, pamt - 4, 8, true);
-    machine.access(AT, pamt, 8, false);
+    machine.access(AT, pamt - 4, 8, Access::Store);
+    machine.access(AT, pamt, 8, Access::Load);
     let summary = machine.finish();
     assert_eq!(summary.violations_of(Kind::PrivateWrite), 1);
     assert_eq!(summary.violations_of(Kind::PrivateRead), 1);
+}
+
+#[test]
+fn partial_write_poisons_a_private_line_until_it_is_written_whole() {
+    let config = |strict| MachineConfig {
+        strict,
+        ..MachineConfig::default()
+    };
+    let pamt = 512 << 20;
+    let (machine, _) = ready(config(true));
+    let load = |pa| machine.access(AT, pa, 8, Access::Load);
+    machine.access(AT, pamt, 8, Access::Store);
+    assert_eq!(load(pamt), None);
+    machine.access(AT, pamt + 8, 8, Access::NonTemporal);
+    machine.access(AT, pamt + 16, 8, Access::NonTemporal);
+    machine.access(AT, pamt - 64, 8, Access::NonTemporal);
+    assert_eq!((load(pamt - 64), load(pamt + 64)), (None, None));
+    assert_eq!(load(pamt + 56), Some(pamt));
+    assert_eq!(load(pamt + 56), None, "its handler has not begun");
+    assert_eq!(machine.rdmsr(0, MCG_STATUS), None);
+    assert_eq!(load(pamt), Some(pamt));
+    assert_eq!(machine.rdmsr(0, MCG_STATUS), None);
+    machine.movdir64b(AT, pamt);
+    assert_eq!(load(pamt), None);
+    let summary = machine.finish();
+    assert_eq!((summary.poisoned_lines, summary.machine_checks), (1, 2));
+    let (machine, _) = ready(config(false));
+    machine.access(AT, pamt, 8, Access::NonTemporal);
+    assert_eq!(machine.access(AT, pamt, 8, Access::Load), None);
+    let summary = machine.finish();
+    assert_eq!((summary.poisoned_lines, summary.machine_checks), (0, 0));
 }
 
 #[test]
