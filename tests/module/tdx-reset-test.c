@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Users of the TDX memory reset that misbehave, and crashes in awkward places:
- * for the boot scenarios on the simulated machine.
+ * Users of the TDX memory reset that misbehave, crashes in awkward places, and
+ * a stray write: for the boot scenarios on the simulated machine.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -48,6 +48,10 @@ MODULE_PARM_DESC(oops, "Register a user that crashes itself");
 static char *crash = "";
 module_param(crash, charp, 0);
 MODULE_PARM_DESC(crash, "Panic in this context: task, irq, softirq");
+
+static unsigned long stray;
+module_param(stray, ulong, 0);
+MODULE_PARM_DESC(stray, "Write a word of memory at this physical address around the caches, and read it");
 
 /* A user that says what it is told to. */
 struct test_user {
@@ -169,6 +173,13 @@ static void crash_in_softirq(struct timer_list *timer)
 
 static DEFINE_TIMER(crash_timer, crash_in_softirq);
 
+static void write_stray(u64 *word)
+{
+	asm volatile("movnti %1, %0" : "=m" (*word) : "r" (1UL));
+	wmb();
+	pr_info("stray write: %llu\n", READ_ONCE(*word));
+}
+
 static int __init test_init(void)
 {
 	unsigned int i;
@@ -202,6 +213,9 @@ static int __init test_init(void)
 	}
 	if (racers)
 		msleep(200);
+
+	if (stray)
+		write_stray(__va(stray));
 
 	if (!strcmp(crash, "task"))
 		panic("tdx-reset-test: crash in a task");
