@@ -2,12 +2,11 @@
 //! kexec-tool: starts another kernel, and reads what a crashed one left.
 //!
 //! `load` loads a kernel for `exec`, or with `--crash` for the next panic.
-//! `copy-vmcore` reads the memory of the crashed kernel, all of it. `partial-writes` does
-//! to free memory what memory that was left private does not stand. Exit status 0: done; 1: it failed, and a line on standard error says why.
+//! `copy-vmcore` reads the memory of the crashed kernel, all of it. Exit status 0:
+//! done; 1: it failed, and a line on standard error says why.
 
 mod arguments;
 mod load;
-mod partial;
 mod vmcore;
 
 use clap::Args;
@@ -37,8 +36,6 @@ enum Command {
         #[arg(default_value = "/proc/vmcore")]
         file: PathBuf,
     },
-    /// Write a part of each line of the free memory, around the caches, and read it
-    PartialWrites,
 }
 
 /// What is loaded.
@@ -71,7 +68,6 @@ fn main() -> ExitCode {
         Command::Load(load) => load.run(),
         Command::Exec => exec(),
         Command::CopyVmcore { file } => vmcore::copy(&file),
-        Command::PartialWrites => partial::writes(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
