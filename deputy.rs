@@ -9,7 +9,6 @@
 //! Neighbour: [`crate::chain`], whose users are that work.
 
 use kernel::bindings;
-use kernel::prelude::*;
 use kernel::sync::atomic::{
     Acquire,
     Atomic,

@@ -176,6 +176,7 @@ static DEFINE_TIMER(crash_timer, crash_in_softirq);
 static void write_stray(u64 *word)
 {
 	asm volatile("movnti %1, %0" : "=m" (*word) : "r" (1UL));
+	/* It leaves the write-combining buffer before it is read. */
 	wmb();
 	pr_info("stray write: %llu\n", READ_ONCE(*word));
 }
