@@ -24,22 +24,34 @@ use kernel::ffi::{
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
+use crate::books;
 use crate::deputy::{
     Desk,
     Given,
     Patience, //
 };
 use crate::kexec::NothingElseRuns;
+use crate::range::PageSize;
 use crate::reset;
 
 /// How many users are called. More are a chain that bites its tail.
 const USERS_MAX: usize = 1024;
 
+/// Pages in a region of [`books`].
+const PAGES_PER_REGION: u64 = PageSize::Size2M.bytes() / PageSize::Size4K.bytes();
+
 /// How long a user may take in a crash for each page that it converts.
-const PATIENCE: Patience = Patience {
-    take: 1_000_000_000,
-    progress: 5_000_000_000,
-};
+///
+/// It converts each page once or twice, and at most all of the 2 MB around each page that a TD had.
+/// More than that is a list that bites its tail.
+fn patience() -> Patience {
+    let regions = (0..books::regions()).filter_map(books::noted).count() as u64;
+    Patience {
+        take: 1_000_000_000,
+        progress: 5_000_000_000,
+        most: 2 * PAGES_PER_REGION * (regions + 1),
+    }
+}
 
 /// Where stopped CPUs learn which user to call.
 static DESK: Desk<bindings::notifier_block> = Desk::new();
@@ -153,9 +165,10 @@ pub(crate) fn call(_alone: &NothingElseRuns<'_>) -> Users {
 /// Those that are left, if deputies run out, are called here. Any context.
 pub(crate) fn call_in_crash(_alone: &NothingElseRuns<'_>, deputies: u32) -> Users {
     let mut deputies = deputies;
+    let patience = patience();
     let by_deputy = |nb| {
         if deputies != 0 {
-            match DESK.give(nb, PATIENCE, reset::conversions) {
+            match DESK.give(nb, patience, reset::conversions) {
                 Given::Done(answer) => return Some(Answer::unpack(answer)),
                 Given::Hangs => {
                     deputies -= 1;

@@ -26,13 +26,15 @@ const JOBS: usize = 8;
 const NOTHING: u32 = 0;
 const CLOSED: u32 = u32::MAX;
 
-/// How long to wait, in nanoseconds.
+/// How long to wait: times are in nanoseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
     /// For a deputy that takes the job. One that has flushed its caches is there at once.
     pub(crate) take: u64,
     /// For a sign of life from the work.
     pub(crate) progress: u64,
+    /// How much progress there can be. Work that makes more goes round in circles.
+    pub(crate) most: u64,
 }
 
 /// What became of a job.
@@ -80,7 +82,7 @@ impl<T> Desk<T> {
 
     /// Gives `work` to a deputy, and waits until it is done or hangs. One CPU; any context.
     ///
-    /// `progress` is a number that changes while the work goes on.
+    /// `progress` is a number that grows while the work goes on.
     pub(crate) fn give(
         &self,
         work: *mut T,
@@ -104,10 +106,11 @@ impl<T> Desk<T> {
             }
             relax();
         }
-        let (mut seen, mut since) = (progress(), Stopwatch::now());
+        let begin = progress();
+        let (mut seen, mut since) = (begin, Stopwatch::now());
         while job.done.load(Acquire) == 0 {
             let (progress, now) = (progress(), Stopwatch::now());
-            if progress != seen {
+            if progress != seen && progress.wrapping_sub(begin) <= patience.most {
                 (seen, since) = (progress, now);
             } else if now.saturating_sub(since) > patience.progress {
                 self.hanging.store(index + 1, Relaxed);
@@ -167,11 +170,13 @@ mod tests {
     const PATIENT: Patience = Patience {
         take: 10_000 * MS,
         progress: 10_000 * MS,
+        most: u64::MAX,
     };
 
     /// Jobs of the test: numbers, of which these are special.
     const HANGS: u64 = 7;
     const CREEPS: u64 = 8;
+    const CIRCLES: u64 = 9;
 
     struct Office {
         desk: Desk<u64>,
@@ -205,6 +210,10 @@ mod tests {
             let mut watch = Stopwatch::start();
             let mut spent = 0;
             while work == HANGS && self.free.load(Acquire) == 0 {
+                relax();
+            }
+            while work == CIRCLES && self.free.load(Acquire) == 0 {
+                self.progress.fetch_add(1u64, Relaxed);
                 relax();
             }
             while work == CREEPS && spent < 200 * MS {
@@ -250,10 +259,7 @@ mod tests {
     #[test]
     fn job_without_a_deputy_is_not_taken() {
         let office = Office::new();
-        let at_once = Patience {
-            take: 0,
-            progress: 0,
-        };
+        let at_once = Patience { take: 0, ..PATIENT };
         assert_eq!(office.give(1, at_once), Given::NotTaken);
         office.desk.close();
         // Returns: nobody may wait who comes late.
@@ -304,6 +310,21 @@ mod tests {
                 ..PATIENT
             };
             assert_eq!(office.give(CREEPS, soon), Given::Done(CREEPS * 2));
+        });
+    }
+
+    #[test]
+    fn job_that_goes_round_in_circles_hangs() {
+        assert!(cpus() > 1);
+        let office = Office::new();
+        with_deputies(&office, |office| {
+            let soon = Patience {
+                progress: 20 * MS,
+                most: 100,
+                ..PATIENT
+            };
+            assert_eq!(office.give(CIRCLES, soon), Given::Hangs);
+            assert!(office.progress.load(Relaxed) > 100);
         });
     }
 
