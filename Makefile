@@ -75,7 +75,7 @@ host-test:
 	@tools/enter --lock python3 tools/test.py host
 
 host-test-long:
-	@tools/enter --lock env PROPTEST_CASES=$(or $(CASES),100000) CARGO_TARGET_DIR=$(CACHE)/target \
+	@tools/enter --lock env PROPTEST_CASES=$(or $(CASES),100000) \
 		cargo test --locked --release -j $(JOBS) --manifest-path tests/host/Cargo.toml \
 		--test plan --test sys_config --test exists --test hostile
 

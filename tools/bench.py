@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import CACHE, RESULTS, TARGET, TOP, run, shell_tool, trees
+from steps import CACHE, GUEST, RESULTS, TARGET, TOP, run, shell_tool, trees
 
 sys.path.insert(0, str(TOP / "tests/boot"))
 from machine import Boot, Machine  # noqa: E402
@@ -137,7 +137,7 @@ def times() -> Table:
 
 
 def calls() -> Table:
-    client = CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"
+    client = GUEST / "td-client"
     RESULTS.mkdir(parents=True, exist_ok=True)
     guests = RESULTS / "bench-guests"
     guests.write_text(LIFE)
@@ -228,7 +228,7 @@ def memory() -> Table:
 
 def scaling() -> Table:
     command = ["cargo", "test", "--locked", "--release", "--manifest-path", str(TOP / "tests/host/Cargo.toml")]
-    done = run("planning", [*command, "--test", "scaling", "--", "--nocapture"], env={"CARGO_TARGET_DIR": str(TARGET)})
+    done = run("planning", [*command, "--test", "scaling", "--", "--nocapture"])
     if done.status:
         raise SystemExit(done.tail)
     rows = []

@@ -21,6 +21,6 @@ if [ "$1" = distclean ]; then
 	rm -rf --one-file-system "$CACHE"
 	say "removed $CACHE"
 else
-	rm -rf --one-file-system "$CACHE"/linux*/*/build "$CACHE"/target* "$CACHE/results" "$CACHE/logs"
+	rm -rf --one-file-system "$CACHE"/linux*/*/build "$CACHE"/target* "$CACHE/fuzz" "$CACHE/results" "$CACHE/logs"
 	say "removed what was built in $CACHE (the root, sources, crates and compiler cache stay)"
 fi

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 . tools/lib.sh
 
 seconds=${1:-60}
-target=$CACHE/target-fuzz
+fuzz=$CACHE/fuzz
 corpus=tests/fuzz/corpus
 
 # What cargo-fuzz passes, but for the sanitizers, which take an unstable
@@ -33,20 +33,20 @@ has_cxx || die "fuzzing needs the headers of a C++ library." "Install them (Debi
 # --target keeps build scripts free of the flags.
 host=$(rustc -vV | sed -n 's/^host: //p')
 CARGO_ENCODED_RUSTFLAGS=$(printf '%s\x1f' "${flags[@]}" | sed 's/\x1f$//') \
-	CXX=${CXX:-clang++} CARGO_TARGET_DIR=$target cargo build --release --locked -j "${JOBS:-2}" \
+	CXX=${CXX:-clang++} cargo build --release --locked -j "${JOBS:-2}" \
 	--manifest-path tests/fuzz/Cargo.toml --target "$host"
 
 for name in plan metadata image; do
-	new=$target/corpus/$name
-	mkdir -p "$new" "$target/findings"
+	new=$fuzz/corpus/$name
+	mkdir -p "$new" "$fuzz/findings"
 	limit=(-max_total_time="$seconds")
 	[ "$seconds" != 0 ] || limit=(-runs=0)
 	# Images are read by the page.
 	[ "$name" = image ] && length=16384 || length=1024
 	log=$CACHE/logs/fuzz-$name.log
 	step "fuzzing $name for $seconds s, $(find "$corpus/$name" -type f | wc -l) files in the corpus" "$log" \
-		"$target/$host/release/$name" "${limit[@]}" -seed=1 -max_len=$length -timeout=60 \
-		-print_final_stats=1 -artifact_prefix="$target/findings/$name-" "$new" "$corpus/$name"
+		"$CARGO_TARGET_DIR/$host/release/$name" "${limit[@]}" -seed=1 -max_len=$length -timeout=60 \
+		-print_final_stats=1 -artifact_prefix="$fuzz/findings/$name-" "$new" "$corpus/$name"
 	sed -n 's/^stat::\(number_of_executed_units\|new_units_added\): */   \1 /p' "$log"
 done
 say "no finding"

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from steps import CACHE, JOBS, TARGET, TOP, Result, failed, passed, run
+from steps import CACHE, JOBS, TOP, Result, failed, passed, run
 from tree import TDX, git, patched
 
 CARGO = {
@@ -36,7 +36,7 @@ def command(name: str, words: list[str] | str, cwd: Path = TOP, **env: str) -> R
 
 def cargo(name: str, verb: str, manifest: Path, *args: str, **env: str) -> Result:
     words = ["cargo", verb, "--manifest-path", str(manifest), *args]
-    return command(name, words, CARGO_TARGET_DIR=str(TARGET), CARGO_TERM_COLOR="never", **env)
+    return command(name, words, CARGO_TERM_COLOR="never", **env)
 
 
 def cargo_checks() -> list[Callable[[], Result]]:

@@ -26,6 +26,6 @@ exec env TDX_ENTERED=1 "$TOP/tools/enter" bash -uc '
 		platform=$(dirname "$file")/platform.json
 		[ -e "$platform" ] || platform=
 		echo "== $kind of $file"
-		"$CACHE/target/release/tdx-replay" "$kind" ${platform:+--platform "$platform"} "$file" || status=$?
+		"$CARGO_TARGET_DIR/release/tdx-replay" "$kind" ${platform:+--platform "$platform"} "$file" || status=$?
 	done
 	exit $status'

@@ -15,8 +15,8 @@ status=0
 TDX_ENTERED=1 "$TOP/tools/enter" bash -c '
 	. tools/lib.sh
 	image=$(trees_dir)/rust/build/arch/x86/boot/bzImage
-	machine=("$CACHE/target/release/tdx-machine" run --kernel "$image" --append kvm_intel.tdx=1
-		--file "$CACHE/target-guest/x86_64-unknown-linux-gnu/release/td-client" ${MACHINE_ARGS:-})
+	machine=("$CARGO_TARGET_DIR/release/tdx-machine" run --kernel "$image" --append kvm_intel.tdx=1
+		--file "$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release/td-client" ${MACHINE_ARGS:-})
 	case "${MACHINE_ARGS:-}" in
 	*--td-script*) ;;
 	*) machine+=(--td-script tools/demo/guest.td) ;;

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from steps import CACHE, RESULTS, TARGET, TOP, clock, shell_tool, trees
+from steps import CACHE, GUEST, RESULTS, TARGET, TOP, clock, shell_tool, trees
 
 sys.path.insert(0, str(TOP / "tests/boot"))
 
@@ -173,9 +173,8 @@ def setup(directory: Path) -> tuple[Machine, dict[str, Path]]:
     """The machine with our kernel, and the files that a cycle needs in it."""
     build = trees() / "rust/build"
     image = build / "arch/x86/boot/bzImage"
-    guest = CACHE / "target-guest/x86_64-unknown-linux-gnu/release"
     files = {
-        "bzImage": image, "kexec-tool": guest / "kexec-tool", "td-client": guest / "td-client",
+        "bzImage": image, "kexec-tool": GUEST / "kexec-tool", "td-client": GUEST / "td-client",
         "reset-test.ko": build / "tests-module/tdx-reset-test.ko",
     }  # fmt: skip
     return Machine(TARGET / "release/tdx-machine", "rust", image, directory), files

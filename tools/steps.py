@@ -19,7 +19,8 @@ CACHE = Path(os.environ.get("CACHE", ""))
 JOBS = os.environ.get("JOBS", "2")
 LOGS = CACHE / "logs"
 RESULTS = CACHE / "results"
-TARGET = CACHE / "target"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ""))
+GUEST = TARGET / "x86_64-unknown-linux-gnu/release"
 
 # Lines of a failure that are shown; the log has the rest.
 SHOWN = 30

@@ -24,6 +24,7 @@ import handovers
 import lint
 from steps import (
     CACHE,
+    GUEST,
     JOBS,
     RESULTS,
     TARGET,
@@ -72,7 +73,7 @@ def cargo_test(title: str, manifest: Path, *args: str, bootstrap: str = "") -> l
         return [failed(title, f"{manifest} is missing")]
     command = ["cargo", "test", "--locked", "--no-fail-fast", "-j", JOBS]
     command += ["--manifest-path", str(manifest), *args]
-    env = {"CARGO_TARGET_DIR": str(TARGET)} | ({"RUSTC_BOOTSTRAP": bootstrap} if bootstrap else {})
+    env = {"RUSTC_BOOTSTRAP": bootstrap} if bootstrap else {}
     done = run(title, command, env=env)
     results = []
     ends = {"ok": passed, "FAILED": lambda name: failed(name, done.tail)}
@@ -218,8 +219,8 @@ def scenarios(
     env = {
         "TDX_PARAMETERS": parameters,
         "TDX_MACHINE": str(TARGET / "release/tdx-machine"),
-        "TDX_TD_CLIENT": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/td-client"),
-        "TDX_KEXEC_TOOL": str(CACHE / "target-guest/x86_64-unknown-linux-gnu/release/kexec-tool"),
+        "TDX_TD_CLIENT": str(GUEST / "td-client"),
+        "TDX_KEXEC_TOOL": str(GUEST / "kexec-tool"),
         "TDX_KERNELS": only or " ".join(kernels),
         "TDX_SLOWER": str(slower),
     }

@@ -11,6 +11,7 @@ import re
 
 import pytest
 
+from handover import KVM_WARNS
 from machine import CHECKED
 from td import EXTENDS, MEASURED, SHARED, UNMEASURED, check_gone, check_guests, check_status, life
 
@@ -56,6 +57,29 @@ def test_vcpus_move_between_cpus(machine, run):
     check_gone(boot, 1)
     assert {call["cpu"] for call in boot.calls("TDH.VP.ENTER")} == set(range(4))
     assert boot.results("TDH.VP.FLUSH").get("SUCCESS", 0) > 10
+
+
+def test_task_moves_while_it_initializes_a_vcpu(machine, run):
+    """TDH.VP.INIT ties the vCPU to a CPU, on which it has to stay until KVM would flush it elsewhere.
+
+    The C's does not, and the TD is lost (patches/0006).
+    """
+    script = """
+    /td-client run --vcpus 2 >/log 2>&1 &
+    client=$!
+    while kill -0 $client 2>/dev/null; do
+        for mask in 1 2; do taskset -p $mask $client >/dev/null 2>&1; done
+    done
+    wait $client; echo status=$?; cat /log
+    """
+    ours = machine.kernel == "rust"
+    known = {} if ours else {"allow": KVM_WARNS}
+    args = ["--cpus", "2", "--latency", "TDH.VP.INIT=100000", *([] if ours else ["--allow", "td-misuse"])]
+    boot = run(machine, *args, script=script, **known)
+    check_status(boot, "0" if ours else "1")
+    assert ("VCPU_ASSOCIATED" in boot.results("TDH.VP.WR")) != ours, boot.report
+    if ours:
+        check_gone(boot, 1)
 
 
 def test_several_tds(machine, run):

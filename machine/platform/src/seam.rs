@@ -208,6 +208,10 @@ impl Machine {
         if module.seamcall(at.lp as usize, &mut regs, &inside) == Outcome::Entered {
             regs = self.run_guest(at, tdvpr, regs, mem, &inside, &module);
         }
+        if regs.rax == 0 {
+            // For leaves that did nothing during which they could.
+            inside.linger();
+        }
         Answer {
             ending: Ending::Status(regs.rax),
             regs,

@@ -381,6 +381,31 @@ fn calls_with_latency_overlap() {
     assert!(taken >= one && taken < one * 2, "{taken:?}");
 }
 
+/// Of TDH.SYS.RD there is nothing to stretch but the call itself.
+#[test]
+fn slow_calls_take_their_time_if_they_succeed() {
+    const TIME: u32 = 50_000;
+    const MAX_TDMRS: u64 = 0x9100_0001_0000_0008;
+    let (machine, ram) = ready(MachineConfig {
+        slow: [(number::SYS_RD.into(), TIME)].into(),
+        ..MachineConfig::default()
+    });
+    let read = |rdx| {
+        let regs = Regs {
+            rdx,
+            ..leaf(number::SYS_RD)
+        };
+        let start = Instant::now();
+        let status = status(call_on(&machine, 0, regs, &ram));
+        (
+            status == 0,
+            start.elapsed() >= Duration::from_micros(TIME.into()),
+        )
+    };
+    assert_eq!(read(MAX_TDMRS), (true, true));
+    assert_eq!(read(0x1234), (false, false));
+}
+
 #[test]
 fn first_and_last_call_of_a_leaf_have_their_moments() {
     let (machine, ram) = ready(MachineConfig::default());
