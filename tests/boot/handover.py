@@ -13,9 +13,8 @@ EXEC = LOAD + "dmesg -n 8\n/kexec-tool exec; exit 4\n"
 # A crash needs no TDX in the kernel after it, and one CPU is enough there.
 LOAD_CRASH = LOAD.replace("load", "load --crash --append maxcpus=1", 1)
 COPY = "/kexec-tool copy-vmcore\n"
-# What every kernel here is told. On a busy host a processor can find much too small a number of loops
-# per jiffy, and then not wait a second for the others to stop in a crash: this one is enough for 5 GHz.
-PARAMETERS = "kvm_intel.tdx=1 lpj=20000000"
+# What every kernel here is told.
+PARAMETERS = "kvm_intel.tdx=1"
 CRASH = {"append": "crashkernel=256M unknown_nmi_panic"}
 MEMORY = ["--memory", "1G"]
 # The memory map of 1 GB leaves out little; what the crash kernel got itself is not in the file.

@@ -65,7 +65,8 @@ def test_task_moves_while_it_initializes_a_vcpu(machine, run):
     The C's does not, and the TD is lost (patches/0006).
     """
     script = """
-    /td-client run --vcpus 2 >/log 2>&1 &
+    taskset -p 4 $$ >/dev/null
+    taskset 3 /td-client run --vcpus 2 >/log 2>&1 &
     client=$!
     while kill -0 $client 2>/dev/null; do
         for mask in 1 2; do taskset -p $mask $client >/dev/null 2>&1; done
@@ -74,7 +75,7 @@ def test_task_moves_while_it_initializes_a_vcpu(machine, run):
     """
     ours = machine.kernel == "rust"
     known = {} if ours else {"allow": KVM_WARNS}
-    args = ["--cpus", "2", "--latency", "TDH.VP.INIT=100000", *([] if ours else ["--allow", "td-misuse"])]
+    args = ["--cpus", "3", "--latency", "TDH.VP.INIT=400000", *([] if ours else ["--allow", "td-misuse"])]
     boot = run(machine, *args, script=script, **known)
     check_status(boot, "0" if ours else "1")
     assert ("VCPU_ASSOCIATED" in boot.results("TDH.VP.WR")) != ours, boot.report

@@ -61,6 +61,7 @@ pub fn setup(run: &Run, map: Option<&str>) -> Result<Setup, String> {
         seamret_keeps_vmcs: !run.seamret_invalidates_vmcs,
         tdx_keyids: run.keyids.0,
         mktme_keyids: run.keyids.1,
+        tsc_khz: crate::tsc::khz(),
         cmrs: cmrs
             .into_iter()
             .map(|r| MemRange {

@@ -4,7 +4,7 @@
 //!
 //! A kernel measures it against the timer at boot. While the host is busy with something else that
 //! goes wrong, by a factor of 20 at worst: the guest's clock runs as much too fast, and the TDX module
-//! refuses a counter below 100 MHz. So the guest is told.
+//! refuses a counter below 100 MHz. So CPUID tells.
 
 /// Frequency of this host's counter in kHz, if `/proc/cpuinfo` tells it.
 pub(crate) fn khz() -> Option<u32> {

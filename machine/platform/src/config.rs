@@ -68,6 +68,8 @@ pub struct MachineConfig {
     pub keyid_bits: u8,
     /// Physical address width that CPUID reports, KeyID bits included.
     pub max_phys_addr: u8,
+    /// Frequency of the time stamp counter in kHz, for CPUID to tell.
+    pub tsc_khz: Option<u32>,
     /// Convertible memory ranges.
     pub cmrs: Vec<MemRange>,
     /// Address of the memory that holds the TDX module, outside every CMR.
@@ -119,6 +121,7 @@ impl Default for MachineConfig {
             mktme_keyids: 15,
             keyid_bits: 6,
             max_phys_addr: 52,
+            tsc_khz: None,
             cmrs: Vec::new(),
             seamrr_base: 0xc000_0000,
             cache_sub_blocks: 16,

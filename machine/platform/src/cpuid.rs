@@ -14,10 +14,16 @@ const TME: u32 = 1 << 13;
 const MOVDIR64B: u32 = 1 << 28;
 const ARCH_CAPABILITIES: u32 = 1 << 29;
 const HYPERVISOR: u32 = 1 << 31;
+const INVARIANT_TSC: u32 = 1 << 8;
+
+/// Frequency in Hz of QEMU's APIC timer, which is the crystal of the machine.
+const CRYSTAL: u32 = 1_000_000_000;
+/// Frequency in MHz of a front side bus, as processors without one have it.
+const BUS: u32 = 100;
 
 /// Does the machine change what this leaf says?
 pub fn is_patched(leaf: u32) -> bool {
-    matches!(leaf, 1 | 7 | 0x8000_0008)
+    matches!(leaf, 1 | 7 | 0x15 | 0x16 | 0x8000_0007 | 0x8000_0008)
 }
 
 /// The answer to CPUID(`leaf`, `subleaf`), made from QEMU's own answer.
@@ -38,10 +44,32 @@ pub fn patch(config: &MachineConfig, leaf: u32, subleaf: u32, native: CpuidRegs)
             regs.ecx = set(regs.ecx, MOVDIR64B, config.movdir64b);
             regs.edx |= ARCH_CAPABILITIES;
         }
+        (0x15 | 0x16 | 0x8000_0007, _) => {
+            if let Some(khz) = config.tsc_khz {
+                regs = clock(leaf, khz, native);
+            }
+        }
         (0x8000_0008, _) => regs.eax = regs.eax & !0xff | u32::from(config.max_phys_addr),
         _ => {}
     }
     regs
+}
+
+/// What the leaves about clocks say of a counter that runs at `khz`, whole MHz.
+fn clock(leaf: u32, khz: u32, native: CpuidRegs) -> CpuidRegs {
+    // Linux multiplies the crystal's kHz with EBX in 32 bits.
+    let mhz = (khz + 500) / 1000;
+    let (eax, ebx, ecx, edx) = match leaf {
+        0x15 => (CRYSTAL / 1_000_000, mhz, CRYSTAL, 0),
+        0x16 => (mhz, mhz, BUS, 0),
+        _ => (
+            native.eax,
+            native.ebx,
+            native.ecx,
+            native.edx | INVARIANT_TSC,
+        ),
+    };
+    CpuidRegs { eax, ebx, ecx, edx }
 }
 
 /// CPUID as the TDX module executes it on `lp`.
@@ -134,6 +162,28 @@ mod tests {
         };
         assert_eq!(native(&config, 0, 0x8000_0008, 0).eax & 0xff, 46);
         assert_eq!(patch(&config, 0x8000_0008, 0, NATIVE).eax & 0xff, 46);
+    }
+
+    #[test]
+    fn the_counter_is_told_if_it_is_known() {
+        let unknown = MachineConfig::default();
+        let known = MachineConfig {
+            tsc_khz: Some(2_596_125),
+            ..MachineConfig::default()
+        };
+        let at = |config: &MachineConfig, leaf| {
+            let CpuidRegs { eax, ebx, ecx, edx } = patch(config, leaf, 0, CpuidRegs::default());
+            [eax, ebx, ecx, edx]
+        };
+        let [denominator, numerator, crystal, _] = at(&known, 0x15).map(u64::from);
+        assert_eq!(crystal * numerator / denominator, 2_596_000_000);
+        assert!(crystal / 1000 * numerator < 1 << 32);
+        assert_eq!(at(&known, 0x16), [2596, 2596, 100, 0]);
+        assert_eq!(at(&known, 0x8000_0007), [0, 0, 0, INVARIANT_TSC]);
+        for leaf in [0x15, 0x16, 0x8000_0007] {
+            assert!(is_patched(leaf));
+            assert_eq!(at(&unknown, leaf), [0; 4]);
+        }
     }
 
     #[test]
