@@ -141,7 +141,7 @@ def run(cycle: Cycle, machine: Machine, files: dict[str, Path]) -> Boot:
     args = ["--cpus", str(cycle.cpus), "--sockets", str(cycle.sockets), "--memory", cycle.memory]
     args += ["--erratum", "on" if cycle.erratum else "off", *MODULES[cycle.module]]
     if cycle.way == "kexec":
-        script, after = before + handover.EXEC, "true\n"
+        script, after = handover.kexec(before), "true\n"
     else:
         script, after = handover.crash(before, crash), handover.COPY
     if cycle.nobody_knows:

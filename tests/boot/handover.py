@@ -9,7 +9,7 @@ from machine import Boot, Machine
 
 LOAD = "/kexec-tool load --kernel /bzImage --initrd /tmp/initramfs || exit 3\n"
 # The log of the way out can be seen on the console only.
-EXEC = LOAD + "dmesg -n 8\n/kexec-tool exec; exit 4\n"
+EXEC = "dmesg -n 8\n/kexec-tool exec; exit 4\n"
 # A crash needs no TDX in the kernel after it, and one CPU is enough there.
 LOAD_CRASH = LOAD.replace("load", "load --crash --append maxcpus=1", 1)
 COPY = "/kexec-tool copy-vmcore\n"
@@ -73,6 +73,11 @@ for n in $(seq {loops}); do
     grep -q '^round 1 ' /log$n || {{ cat /log$n; exit 5; }}
 done
 """
+
+
+def kexec(before: str = "") -> str:
+    """Script: after `before` the next kernel starts, which was loaded while there was nothing else to do."""
+    return LOAD + before + EXEC
 
 
 def crash(before: str, how: str) -> str:

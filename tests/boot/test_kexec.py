@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+import handover
 from handover import (
-    EXEC,
     KVM_WARNS,
     MEMORY,
     NO_DISABLE,
@@ -34,8 +34,8 @@ def test_plain_boot_is_one_kernel(machine):
 
 def test_kexec_twice_is_three_kernels(machine, chain):
     """Each of them brings TDX up and leaves nothing."""
-    again = f"[ $TDX_MACHINE_KERNEL = 3 ] && exit 0\n{EXEC}"
-    boot = chain(machine, "--cpus", "2", script=EXEC, next_script=again)
+    again = f"[ $TDX_MACHINE_KERNEL = 3 ] && exit 0\n{handover.kexec()}"
+    boot = chain(machine, "--cpus", "2", script=handover.kexec(), next_script=again)
     assert ends(boot) == ["next-kernel", "next-kernel", "end-of-run"]
     assert starts(boot) == [0, 0, 0]
     kernels = boot.summary["kernels"]
@@ -49,7 +49,7 @@ def test_pamt_of_the_c_is_left_without_sys_disable(machine_with, chain, erratum)
     """The C converts nothing before kexec. That is wrong on a machine with the erratum only."""
     boot = chain(
         machine_with("c"), "--cpus", "2", "--no-feature", "sys-disable", "--erratum", erratum,
-        "--allow", "private-left", script=EXEC, next_script="true\n",
+        "--allow", "private-left", script=handover.kexec(), next_script="true\n",
     )  # fmt: skip
     left = boot.summary["kernels"][0]["private_bytes"]
     assert list(left) == ["pamt"] and left["pamt"] > 8 << 20, left
@@ -80,7 +80,7 @@ NEXT_UP = "dmesg | grep -q 'virt/tdx: TDX-Module initialized'; echo up=$?\n"
 
 def kexec(chain, machine, tds: str, *args: str, before: str = "", **more):
     """Start the next kernel, and say in it whether TDX came up again."""
-    script = TDS[tds] + before + EXEC
+    script = handover.kexec(TDS[tds] + before)
     args = ("--cpus", "4", *MEMORY, *args, *allowed(machine))
     return chain(
         machine, *args, script=script, next_script=NEXT_UP, allow=KVM_WARNS, timeout=240, **more
