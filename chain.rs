@@ -412,6 +412,7 @@ mod tests {
             (Err(EIO), bindings::NOTIFY_BAD),
         ] {
             let registration = KBox::pin_init(Registration::new(Tds(tds)), GFP_KERNEL)?;
+            assert!(registration.as_ref().user().0 == tds);
             let nb = registration.nb.get();
             assert!(is_registered(nb));
             let mut reset = bindings::tdx_memory_reset { tds: 2 };

@@ -53,7 +53,7 @@ def running(tds: int, vcpus: int) -> str:
         return ""
     return f"""
 /td-client run --tds {tds} --vcpus {vcpus} --timeout 3600 >/log 2>&1 &
-for i in $(seq 1200); do [ "$(grep -c built /log)" = {tds} ] && break; sleep 0.1; done
+for i in $(seq 1200); do [ "$(grep -c built /log)" = {tds} ] && break; kill -0 $! || break; sleep 0.1; done
 [ "$(grep -c built /log)" = {tds} ] || {{ cat /log; exit 5; }}
 sleep 0.5
 """
