@@ -117,7 +117,7 @@ fn init_one(tdmr: PhysRange, stop: &Stop) -> Result<(), Failure> {
     let mut stalled = 0;
     while at < tdmr.end().get() && !stop.is_wanted() {
         let failure = |call| Failure { tdmr, at, call };
-        let reply = seamcall::call_patiently(Leaf::TDH_SYS_TDMR_INIT, args)
+        let reply = seamcall::call_patiently_often(Leaf::TDH_SYS_TDMR_INIT, args)
             .map_err(|e| failure(Some(e)))?;
         if reply.status.is(SeamcallStatus::TDMR_ALREADY_INITIALIZED) {
             break;

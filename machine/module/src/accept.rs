@@ -4,11 +4,12 @@
 
 use crate::call::Call;
 use crate::guest_exit::{Fate, GuestExit};
+use crate::locks::{LockId, Mode};
 use crate::mem_call::parse_gpa;
 use crate::sept::{EntryState, SeptEntry, SeptIndex, level_size};
 use crate::vcpu::GuestRun;
 use crate::vp_enter::EPT_VIOLATION;
-use crate::{Regs, Status};
+use crate::{Operand, Regs, Status};
 
 /// Extended exit qualification: TDG.MEM.PAGE.ACCEPT failed.
 const ACCEPT: u64 = 1;
@@ -30,13 +31,20 @@ pub(crate) fn accept(call: &Call<'_>, run: &GuestRun, exit: &GuestExit) -> Fate 
     if let Err(status) = call.check_private(run.tdr, wanted.gpa) {
         return answer(status);
     }
-    let (index, entry) = call.td(run.tdr, |td| {
+    let index = call.td(run.tdr, |td| {
         let walk = td
             .sept
             .walk(td.params.top_level(), wanted.level, wanted.gpa);
-        let index = walk.unwrap_or_else(|stopped| stopped);
-        (index, td.sept.get(index))
+        walk.unwrap_or_else(|stopped| stopped)
     });
+    let id = LockId::SeptEntry(run.tdr, index.level, index.gpa);
+    let busy = Status::OPERAND_BUSY.operand(Operand::Rcx);
+    // The host must not block the page, nor another vCPU write it, between the look and the change.
+    let _entry_lock = match call.lock(id, Mode::Exclusive, busy) {
+        Ok(held) => held,
+        Err(busy) => return answer(busy),
+    };
+    let entry = call.td(run.tdr, |td| td.sept.get(index));
     let state = entry.map(|entry| entry.state);
     match (state, entry) {
         (Some(EntryState::Mapped), _) => {

@@ -131,21 +131,66 @@ fn the_tree_is_held_while_a_page_is_added() {
     assert_eq!(td.rax(number::MEM_SEPT_ADD, 0x20_0001, td.tdr, page), 0);
 }
 
+/// TDG.MEM.PAGE.ACCEPT of 4 KB.
+fn accept(gpa: u64) -> GuestExit {
+    GuestExit {
+        reason: 77,
+        regs: Regs {
+            rax: 6,
+            rcx: gpa,
+            ..Regs::default()
+        },
+        ..GuestExit::default()
+    }
+}
+
+#[test]
+fn the_host_cannot_block_a_page_that_is_being_accepted() {
+    let (td, tdvpr) = runnable();
+    let tdr = td.tdr;
+    td.aug(0x1000);
+    td.enter(0, tdvpr);
+    let block = move |bench: &Bench| bench.rax_on(1, number::MEM_RANGE_BLOCK, 0x1000, tdr, PATTERN);
+    let _ran = td
+        .bench
+        .meanwhile(move |bench| assert_eq!(block(bench), BUSY | 1));
+    let (outcome, guest) = td.exit(0, &accept(0x1000));
+    assert_eq!((outcome, guest.rax), (Outcome::Entered, 0));
+    assert_eq!(block(&td.bench), 0);
+    let (outcome, host) = td.exit(0, &accept(0x1000));
+    assert_eq!(
+        (outcome, host.rax),
+        (Outcome::Returned, 48),
+        "it is blocked"
+    );
+}
+
+#[test]
+fn a_guest_that_meets_the_host_at_an_entry_is_told() {
+    let (td, tdvpr) = runnable();
+    let (tdr, page) = (td.tdr, td.page());
+    td.enter(0, tdvpr);
+    let _ran = td.bench.meanwhile(move |bench| {
+        let mut guest = Regs::default();
+        let exit = accept(0x20_0000);
+        let outcome = bench
+            .module
+            .guest_exit(0, &exit, &mut guest, &*bench.machine);
+        assert_eq!((outcome, guest.rax), (Ok(Outcome::Entered), BUSY | 1));
+    });
+    let added = td
+        .bench
+        .rax_on(1, number::MEM_SEPT_ADD, 0x20_0001, tdr, page);
+    assert_eq!(added, 0);
+}
+
 #[test]
 fn accepting_a_page_zeroes_and_maps_it() {
     let (td, tdvpr) = runnable();
     let page = td.aug(0x1000);
     td.bench.machine.put(page, b"old");
     td.enter(0, tdvpr);
-    let accept = GuestExit {
-        reason: 77,
-        regs: Regs {
-            rax: 6,
-            rcx: 0x1000,
-            ..Regs::default()
-        },
-        ..GuestExit::default()
-    };
+    let accept = accept(0x1000);
     let (outcome, guest) = td.exit(0, &accept);
     assert_eq!((outcome, guest.rax), (Outcome::Entered, 0));
     assert_eq!(td.bench.machine.get(page, 3), [0; 3]);

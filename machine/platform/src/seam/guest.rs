@@ -377,6 +377,10 @@ impl<'a> Guest<'a> {
         match self.step() {
             Some((_, Step::Accept { gpa, level })) => {
                 let status = self.regs.rax >> 32 << 32;
+                if status == Status::OPERAND_BUSY.raw() {
+                    // The host or another vCPU has the entry: a guest tries again.
+                    return;
+                }
                 let already = Status::PAGE_ALREADY_ACCEPTED.raw();
                 if status == Status::SUCCESS.raw() || status == already {
                     lock(&self.machine.state)
