@@ -338,9 +338,14 @@ fn is_busy(status: SeamcallStatus) -> bool {
         || status.is(SeamcallStatus::KEY_GENERATION_FAILED)
 }
 
-/// Calls the module again while it is busy, a bounded number of times, with a `pause` in between.
-fn call_again(leaf: Leaf, args: Args, pause: impl Fn()) -> Result<Reply, SeamcallError> {
-    let mut result = call(leaf, args);
+/// Calls the module again while it is busy, with a `pause` in between: [`BUSY_ATTEMPTS`] calls with
+/// the one that `result` is of.
+fn call_again(
+    leaf: Leaf,
+    args: Args,
+    mut result: Result<Reply, SeamcallError>,
+    pause: impl Fn(),
+) -> Result<Reply, SeamcallError> {
     for _ in 1..BUSY_ATTEMPTS {
         match &result {
             Err(e) if is_busy(e.status()) => {
@@ -353,24 +358,34 @@ fn call_again(leaf: Leaf, args: Args, pause: impl Fn()) -> Result<Reply, Seamcal
     result
 }
 
-/// Calls the module again while it is busy, a bounded number of times. Sleeps.
+/// Calls the module again while it is busy, at most [`BUSY_ATTEMPTS`] times in all. Sleeps.
 pub(crate) fn call_patiently(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    // SAFETY: Called in task context, with preemption enabled.
-    call_again(leaf, args, || unsafe { bindings::tdx_glue_cond_resched() })
+    be_patient(leaf, args, call(leaf, args))
 }
 
 /// The same, for calls that are made thousands of times: the usual answer costs no more than [`call`].
 #[inline(always)]
 pub(crate) fn call_patiently_often(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
     match call(leaf, args) {
-        Err(e) if is_busy(e.status()) => call_patiently(leaf, args),
+        Err(e) if is_busy(e.status()) => be_patient(leaf, args, Err(e)),
         result => result,
     }
 }
 
+fn be_patient(
+    leaf: Leaf,
+    args: Args,
+    result: Result<Reply, SeamcallError>,
+) -> Result<Reply, SeamcallError> {
+    // SAFETY: Called in task context, with preemption enabled.
+    call_again(leaf, args, result, || unsafe {
+        bindings::tdx_glue_cond_resched()
+    })
+}
+
 /// The same as [`call_patiently`] for any context.
 pub(crate) fn call_spinning(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    call_again(leaf, args, kernel::processor::cpu_relax)
+    call_again(leaf, args, call(leaf, args), kernel::processor::cpu_relax)
 }
 
 /// Flushes the cache of this CPU if SEAMCALLs may have left dirty private lines in it.
