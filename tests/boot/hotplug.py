@@ -15,7 +15,7 @@ from machine import SLOWER, wait_for
 
 BLOCK = 128 << 20
 DIMM = 256 << 20
-SLOT = ["--memory", "2G", "--dimm-slots", "1", "--max-memory", "4G"]
+SLOTS = ["--memory", "2G", "--dimm-slots", "2", "--max-memory", "4G"]
 
 
 class Qmp:
@@ -23,6 +23,7 @@ class Qmp:
 
     def __init__(self, directory: Path):
         self.directory = directory
+        self.slot = 0
         self.protocol = QEMUMonitorProtocol(str(directory / "qmp"))
         end = time.monotonic() + 30 * SLOWER
         while True:
@@ -35,18 +36,20 @@ class Qmp:
                 time.sleep(0.1)
 
     def plug(self) -> None:
-        """Plug in a DIMM."""
+        """Plug in a DIMM, each time in the other slot.
+
+        When a DIMM is gone the guest looks at its slot once more, and takes a new one there for it.
+        """
         backend = {"qom-type": "memory-backend-ram", "id": "dimm0", "size": DIMM}
         self.protocol.cmd("object-add", **backend)
-        self.protocol.cmd("device_add", driver="pc-dimm", id="plugged", memdev="dimm0")
+        self.protocol.cmd("device_add", driver="pc-dimm", id="plugged", memdev="dimm0", slot=self.slot)
+        self.slot ^= 1
 
     def unplug(self) -> None:
         """Ask the guest to give the DIMM back, and wait until it has."""
         self.protocol.cmd("device_del", id="plugged")
         self.wait(lambda: not self.protocol.cmd("query-memory-devices"))
         self.protocol.cmd("object-del", id="dimm0")
-        # The guest looks at the slot once more, and if there is a DIMM again takes it for the old one.
-        time.sleep(0.1 * SLOWER)
 
     def resize(self, size: int) -> None:
         """Tell the virtio-mem device to give that much memory. The guest takes its time."""

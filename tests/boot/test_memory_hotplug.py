@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from handover import KVM_WARNS
-from hotplug import BLOCK, BLOCKS, PLUG, SLOT, monitor, plug_at_once, plug_in
+from hotplug import BLOCK, BLOCKS, PLUG, SLOTS, monitor, plug_at_once, plug_in
 from machine import Boot, wait_for
 from td import check_status
 
@@ -26,7 +26,7 @@ LONG = 300 + 3 * CYCLES
 
 def plug(machine, *args: str, meanwhile: Callable[[Path], None] = plug_in, **more) -> Boot:
     boot = machine.run(
-        "--cpus", "2", *SLOT, *args, script=more.pop("script", PLUG), meanwhile=meanwhile, **more
+        "--cpus", "2", *SLOTS, *args, script=more.pop("script", PLUG), meanwhile=meanwhile, **more
     )
     assert int(boot.value("blocks")) > 0, boot.output
     assert boot.value("was") == "offline"
@@ -107,7 +107,7 @@ def test_dimm_comes_and_goes(machine):
                 wait_for(directory, f"done{cycle}")
                 qmp.unplug()
 
-    boot = machine.run("--cpus", "2", *SLOT, script=script, meanwhile=meanwhile, timeout=LONG)
+    boot = machine.run("--cpus", "2", *SLOTS, script=script, meanwhile=meanwhile, timeout=LONG)
     assert (boot.value("refused"), boot.value("blocks")) == (str(PLUGS), "0")
     check_refused(boot, PLUGS)
 

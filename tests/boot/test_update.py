@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hotplug import PLUG, SLOT, plug_in
+from hotplug import PLUG, SLOTS, plug_in
 
 # install NAME FILE: an update, its result as NAME=; empty if it went well.
 # show NAME: what sysfs tells, as NAME.version= and so on.
@@ -412,7 +412,7 @@ def test_memory_is_taken_after_the_module_is_lost(machine, boot, newer):
     """No page becomes a TD's any more, so ours lets in memory that the TDX module does not know."""
     script = f"install first /new; show then\n{PLUG}"
     inject = "SEAMLDR.INSTALL:1=0x8000000000010001"
-    done = boot(machine, script, "--inject", inject, *SLOT, files=newer, meanwhile=plug_in)
+    done = boot(machine, script, "--inject", inject, *SLOTS, files=newer, meanwhile=plug_in)
     check_lost(done)
     came = machine.kernel == "rust"
     assert (done.value("online") == "0") == came
