@@ -135,6 +135,7 @@ def test_tdmrs_are_cut_as_far_as_the_limit_goes(rust, limit):
     assert len(warnings) == 1, boot.tdx_log
 
 
+@pytest.mark.counts
 def test_eight_cpus_are_six_times_as_fast_as_the_c(machine_with, record_property):
     """Calls of 1 ms: what the emulator takes besides is small."""
     args = ["--cpus", "8", "--memory", "16G", "--latency", f"{LEAF}=1000"]
