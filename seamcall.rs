@@ -338,15 +338,15 @@ fn is_busy(status: SeamcallStatus) -> bool {
         || status.is(SeamcallStatus::KEY_GENERATION_FAILED)
 }
 
-/// Calls the module again while it is busy, with a `pause` in between: [`BUSY_ATTEMPTS`] calls with
-/// the one that `result` is of.
+/// Calls the module, and again while it is busy, at most `attempts` times with a `pause` in between.
 fn call_again(
     leaf: Leaf,
     args: Args,
-    mut result: Result<Reply, SeamcallError>,
+    attempts: u32,
     pause: impl Fn(),
 ) -> Result<Reply, SeamcallError> {
-    for _ in 1..BUSY_ATTEMPTS {
+    let mut result = call(leaf, args);
+    for _ in 1..attempts {
         match &result {
             Err(e) if is_busy(e.status()) => {
                 pause();
@@ -358,34 +358,31 @@ fn call_again(
     result
 }
 
+/// [`call_again`] that sleeps in between.
+fn call_sleeping(leaf: Leaf, args: Args, attempts: u32) -> Result<Reply, SeamcallError> {
+    // SAFETY: Called in task context, with preemption enabled.
+    call_again(leaf, args, attempts, || unsafe {
+        bindings::tdx_glue_cond_resched()
+    })
+}
+
 /// Calls the module again while it is busy, at most [`BUSY_ATTEMPTS`] times in all. Sleeps.
 pub(crate) fn call_patiently(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    be_patient(leaf, args, call(leaf, args))
+    call_sleeping(leaf, args, BUSY_ATTEMPTS)
 }
 
 /// The same, for calls that are made thousands of times: the usual answer costs no more than [`call`].
 #[inline(always)]
 pub(crate) fn call_patiently_often(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
     match call(leaf, args) {
-        Err(e) if is_busy(e.status()) => be_patient(leaf, args, Err(e)),
+        Err(e) if is_busy(e.status()) => call_sleeping(leaf, args, BUSY_ATTEMPTS - 1),
         result => result,
     }
 }
 
-fn be_patient(
-    leaf: Leaf,
-    args: Args,
-    result: Result<Reply, SeamcallError>,
-) -> Result<Reply, SeamcallError> {
-    // SAFETY: Called in task context, with preemption enabled.
-    call_again(leaf, args, result, || unsafe {
-        bindings::tdx_glue_cond_resched()
-    })
-}
-
 /// The same as [`call_patiently`] for any context.
 pub(crate) fn call_spinning(leaf: Leaf, args: Args) -> Result<Reply, SeamcallError> {
-    call_again(leaf, args, call(leaf, args), kernel::processor::cpu_relax)
+    call_again(leaf, args, BUSY_ATTEMPTS, kernel::processor::cpu_relax)
 }
 
 /// Flushes the cache of this CPU if SEAMCALLs may have left dirty private lines in it.
